@@ -1,0 +1,21 @@
+"""Every error code, by area. `cdc explain` and docs/reference/errors.md are made from this; nothing else knows the texts.
+
+| prefix | area | module |
+|---|---|---|
+| CDC-CFG | configuration, command line | `config` |
+| CDC-PG | Postgres as a source | `postgres` |
+| CDC-LOG | the log | `log` |
+| CDC-TGT | targets | `target` |
+| CDC-RUN | processes and services | `run` |
+"""
+
+from cdc.catalogue import config, log, postgres, run, target
+from cdc.errors import Entry
+
+CATALOGUE: dict[str, Entry] = {
+    **config.ENTRIES,
+    **postgres.ENTRIES,
+    **log.ENTRIES,
+    **target.ENTRIES,
+    **run.ENTRIES,
+}

@@ -1,0 +1,5 @@
+"""Catalogue entries CDC-PG-nnn; see the package's docstring."""
+
+from cdc.errors import Entry
+
+ENTRIES: dict[str, Entry] = {}

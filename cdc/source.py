@@ -1,0 +1,174 @@
+"""`Source`: what an engine supplies, and the values it exchanges with `cdc.capture` and `cdc.load`.
+
+A source knows how to read its database's log and its rows, and what "settled" and "durable" mean there. It knows nothing of
+rounds, generations, cuts or queues: those are `cdc.load`. It raises `CdcError`s and never retries (rule R12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from cdc.records import Batch, Records
+from cdc.table import TableId
+
+Json = Any
+
+
+class Finding(NamedTuple):
+    """One result of a preflight. `severity` is `error` (the service does not start) or `warning`."""
+
+    severity: str
+    code: str
+    detail: str
+    where: str
+    remedy: str
+
+
+class Move(NamedTuple):
+    """A key change whose row has UNCHANGED columns: the `d` of `old` and the `c` of `new` are in the run, the `c` at `index`."""
+
+    table: TableId
+    old: bytes  # framed keys
+    new: bytes
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What `poll` leaves out (protocol C, D8). Ordinals count before it (rule R2).
+
+    `begun`: events of other tables are dropped. `keyless`: for these tables events are dropped: all of them (None), or those of
+    transactions that this snapshot (the source's own form) sees. `facts`: per live table what `describe` said when its last
+    load began; a source that notices a change of rows without events against it stops (D9).
+    """
+
+    begun: frozenset[TableId] = frozenset()
+    keyless: Mapping[TableId, Json] = field(default_factory=dict)
+    facts: Mapping[TableId, Json] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Run:
+    """What `poll` returns: committed events in order, bounded in rows, bytes and time, and the stream position after them.
+
+    An empty run may advance the position. A run ends after a transaction that holds one of our marks, before and after a
+    TRUNCATE, and where a table's schema changes, so that a checkpoint holds one schema per table and a barrier stands alone.
+    `commit_ms` is the range of commit times, None when no transaction ended in the run.
+    """
+
+    records: Batch
+    stream: Json
+    sequence: int
+    in_transaction: bool = False
+    marks: list[str] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+    truncated: frozenset[TableId] = frozenset()
+    commit_ms: tuple[int, int] | None = None
+    moved_on: bool = False  # the stream position differs from the last run's
+
+
+class ChunkSpec(NamedTuple):
+    """Rows to read: the range after `after` (a framed key; None = from the start), or exactly `keys`, or (keyless) all.
+
+    `facts` is what `describe` gave when the load began. `rows_max` and `bytes_max` bound a range; it ends early at either.
+    """
+
+    table: TableId
+    facts: Json
+    after: bytes | None = None
+    keys: tuple[bytes, ...] = ()
+    keyless: bool = False
+    rows_max: int = 50_000
+    bytes_max: int = 16 << 20
+
+
+class Piece(NamedTuple):
+    """A batch of a chunk: records with op `r` (`d` for a requested key that is gone), the highest key read so far, the sequence."""
+
+    records: Records
+    after: bytes | None
+    last: bool  # of the chunk
+    end_of_table: bool  # the range reached the end of the table
+    sequence: int
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Rows read in one settled snapshot. The pieces of a keyed chunk are in memory; those of a keyless one are read as they are
+    iterated, in the chunk's snapshot, which `snapshot` describes in the source's own form."""
+
+    spec: ChunkSpec
+    pieces: Iterable[Piece]
+    snapshot: Json = None
+
+
+class Unsettled(NamedTuple):
+    """The chunk's snapshot does not see what the stream has delivered, or a lock or an older transaction is in the way (C2, D6)."""
+
+    reason: str
+
+
+class Restructured(NamedTuple):
+    """The table is no longer what it was when its load began: the load starts anew with these facts (D1)."""
+
+    facts: Json
+
+
+class Source(Protocol):
+    """One source database. All methods may raise `Unavailable` (retry from the bookmark) or `CdcError` (stop)."""
+
+    connector: str
+    """The name of the source block, schemas/source_<connector>.avsc."""
+
+    def check(self) -> list[Finding]:
+        """The preflight: settings, privileges, identity, replica identity, types. Reads only. The same code runs at every
+        start and reconnect, from `open`, which raises the first error found."""
+
+    def tables(self) -> list[TableId]:
+        """The selected tables that exist, referenced tables before the tables that refer to them."""
+
+    def intent(self) -> Json:
+        """What `start` will create (for Postgres the slot's name), for the log's intent record (C7)."""
+
+    def start(self, resume: bool) -> Json:
+        """Make the start position, once, after the intent is in the log; the stream position, which is never made again.
+
+        `resume`: the intent was already there, so an untouched start position of ours is adopted (protocol G).
+        Raises CdcError when one exists that is not ours."""
+
+    def open(self, at: Json, confirmed: Json, sequence: int, epoch: int) -> None:
+        """Stream from after `at`; `confirmed` is the last cut's position (the last that may have been confirmed), `sequence` that of the
+        last record written. Verifies identity, history and reach first (R3, R5, D5)."""
+
+    def include(self, tables: Iterable[TableId]) -> Mapping[TableId, Json]:
+        """Make sure that these tables are streamed, and describe them (their `facts`): from the return on, every change of a transaction
+        that began later is in the stream. Raises CdcError for a table that cannot be captured."""
+
+    def poll(self, timeout_s: float, drop: Filter) -> Run:
+        """The next run; waits at most `timeout_s` for its first event. Sends feedback by timer."""
+
+    def read_chunk(self, spec: ChunkSpec, at: Json) -> Chunk | Unsettled | Restructured:
+        """Rows in one snapshot that sees all that the stream has delivered up to `at` (C2, D1, D2). Nothing is polled meanwhile."""
+
+    def seen(self, at: Json) -> Json:
+        """`at` with the transactions pruned that the last chunk's snapshot saw (C2); `at` itself when there are none."""
+
+    def mark(self) -> str:
+        """Commit a mark durably at the source, on the session opened before the first read of the round (C1, D3). It comes back in a
+        run's `marks`. Raises Unavailable if that session was lost."""
+
+    def confirm(self, at: Json) -> None:
+        """The log holds everything up to `at`, a cut's position, durably: the source may forget it (R1)."""
+
+    def status(self) -> Mapping[str, Json]:
+        """For status and metrics: head, lag and retained bytes, blockers. Cheap."""
+
+    def close(self) -> None: ...
+
+
+def dropped(records: Records, indexes: Iterator[int] | Iterable[int]) -> None:
+    """Remove records by index, in place."""
+    for index in sorted(indexes, reverse=True):
+        del records.keys[index], records.values[index]
