@@ -202,9 +202,7 @@ class TableSchemas(NamedTuple):
 
 def topic_of(pipeline: str, table: TableId) -> str:
     """`<pipeline>.<schema>.<table>`, Debezium's convention; parts that a topic name does not allow are encoded as `avro_name`."""
-    return ".".join(
-        re.sub(r"[^A-Za-z0-9._-]", lambda m: avro_name(m[0]), part) for part in (pipeline, *table)
-    )
+    return ".".join(re.sub(r"[^A-Za-z0-9._-]", lambda m: avro_name(m[0]), part) for part in (pipeline, *table))
 
 
 def schemas_of(pipeline: str, table: TableSchema, connector: str) -> TableSchemas:
@@ -259,9 +257,7 @@ def table_of(value_schema: Schema) -> TableSchema:
     columns = []
     for field in row["fields"]:
         ours = field["penstock"]
-        logical = LogicalType(
-            ours["logical"], ours.get("precision"), ours.get("scale"), tuple(ours.get("labels", ()))
-        )
+        logical = LogicalType(ours["logical"], ours.get("precision"), ours.get("scale"), tuple(ours.get("labels", ())))
         columns.append(Column(ours["name"], logical, ours["type"], ours["nullable"]))
     ours = row["penstock"]
     return TableSchema(TableId(ours["schema"], ours["table"]), tuple(columns), tuple(ours["key"]))
@@ -338,17 +334,13 @@ def decode_event(
     table = table_of(value_schema)
     names = {avro_name(column.name): column.name for column in table.columns}
 
-    def row(
-        datum: Mapping[str, Json] | None, without: frozenset[str] = frozenset()
-    ) -> Mapping[str, Json] | None:
+    def row(datum: Mapping[str, Json] | None, without: frozenset[str] = frozenset()) -> Mapping[str, Json] | None:
         return datum and {names[field]: item for field, item in datum.items() if names[field] not in without}
 
     datum = decode_datum(value_schema, value[HEADER_BYTES:])
     unchanged = tuple(datum["unchanged"] or ())
     decoded_key = (
-        row(decode_datum(key_schema, key[HEADER_BYTES:]))
-        if key is not None and key_schema is not None
-        else None
+        row(decode_datum(key_schema, key[HEADER_BYTES:])) if key is not None and key_schema is not None else None
     )
     return ChangeEvent(
         datum["op"],

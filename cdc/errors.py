@@ -33,9 +33,7 @@ class CdcError(Exception):
     `remedy` replaces the catalogue's when the exact statement is known at the place that raises.
     """
 
-    def __init__(
-        self, code: str, detail: str, *, where: str | None = None, remedy: str | None = None
-    ) -> None:
+    def __init__(self, code: str, detail: str, *, where: str | None = None, remedy: str | None = None) -> None:
         super().__init__(detail)
         self.code, self.detail, self.where = code, detail, where
         self.remedy = remedy if remedy is not None else entry(code).remedy
@@ -80,6 +78,4 @@ def entry(code: str) -> Entry:
     """The catalogue's entry; an unknown code is a bug of ours, and says so rather than hiding the error."""
     from cdc.catalogue import CATALOGUE
 
-    return CATALOGUE.get(code) or Entry(
-        "unlisted error", "This code has no page; please report it.", "report this"
-    )
+    return CATALOGUE.get(code) or Entry("unlisted error", "This code has no page; please report it.", "report this")

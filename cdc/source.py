@@ -26,7 +26,8 @@ class Finding(NamedTuple):
     remedy: str
 
 
-class Move(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Move:
     """A key change whose row has UNCHANGED columns: the `d` of `old` and the `c` of `new` are in the run, the `c` at `index`."""
 
     table: TableId

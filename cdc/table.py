@@ -97,9 +97,7 @@ class TableSchema:
     id: TableId
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ()
-    by_name: dict[str, Column] = field(
-        init=False, repr=False, compare=False, hash=False, default_factory=dict
-    )
+    by_name: dict[str, Column] = field(init=False, repr=False, compare=False, hash=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.by_name.update((column.name, column) for column in self.columns)

@@ -23,7 +23,8 @@ class Mark(NamedTuple):
     id: str
 
 
-class Span(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Span:
     """Where a checkpoint's records of one partition are: offsets [begin, end). In the embedded log a table is a partition."""
 
     begin: int
