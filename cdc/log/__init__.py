@@ -46,7 +46,7 @@ class Checkpoint:
 
     `previous` names the checkpoint that this one continues (A1): usually the one before; after an epoch change off a cut the last
     cut (B4). `cut`: no source transaction is open and no load round unfinished at its end (B1). `begun` takes effect before the
-    batch's records, `finished` after them. `counts` is events per table and op. `ends` lists every partition's end, and
+    batch's records, `finished` after them. `facts` is what the source says of tables that it describes here anew. `counts` is events per table and op. `ends` lists every partition's end, and
     `generations` every begun table's, in a capture's first checkpoint and each 256th; else None.
     """
 
@@ -63,6 +63,7 @@ class Checkpoint:
     begun: tuple[Begun, ...] = ()
     finished: tuple[TableId, ...] = ()
     written_ms: int = 0
+    facts: Mapping[TableId, Json] = field(default_factory=dict)
     ends: Mapping[TableId, int] | None = None
     generations: Mapping[TableId, int] | None = None
 
@@ -83,6 +84,7 @@ class Draft(NamedTuple):
     begun: tuple[Begun, ...] = ()
     finished: tuple[TableId, ...] = ()
     commit_ms: tuple[int, int] | None = None
+    facts: Mapping[TableId, Json] = {}
     continues: Mark | None = None  # default: the last checkpoint
 
 
@@ -101,12 +103,23 @@ class Signal(NamedTuple):
     details: Json
 
 
+class TableState(NamedTuple):
+    """The newest of what checkpoints said of a table: its last `Begun` and `facts`. Kept out of the position, which every
+    checkpoint repeats, so that ten thousand tables cost a checkpoint nothing."""
+
+    generation: int
+    keyless: bool
+    facts: Json
+
+
 class LogState(NamedTuple):
-    """What a capture finds when it opens the log: the last checkpoint, the last cut, and an intent newer than both, if any."""
+    """What a capture finds when it opens the log: the last checkpoint, the last cut, an intent newer than both, if any, and the
+    state of every table that has ever begun. With them it knows all that it knew before a crash."""
 
     last: Checkpoint | None
     cut: Checkpoint | None
     intent: Intent | None
+    tables: Mapping[TableId, TableState]
 
 
 class Log(Protocol):
