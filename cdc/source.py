@@ -67,6 +67,7 @@ class Run:
     moves: list[Move] = field(default_factory=list)
     truncated: frozenset[TableId] = frozenset()
     commit_ms: tuple[int, int] | None = None
+    facts: Mapping[TableId, Json] = field(default_factory=dict)  # tables that changed in a way that needs no reload
     moved_on: bool = False  # the stream position differs from the last run's
 
 
@@ -130,13 +131,13 @@ class Source(Protocol):
     def tables(self) -> list[TableId]:
         """The selected tables that exist, referenced tables before the tables that refer to them."""
 
-    def intent(self) -> Json:
-        """What `start` will create (for Postgres the slot's name), for the log's intent record (C7)."""
+    def intent(self, epoch: int) -> Json:
+        """What `start` will create for this epoch (for Postgres the slot's name), for the log's intent record (C7)."""
 
-    def start(self, resume: bool) -> Json:
+    def start(self, intent: Json, resume: bool) -> Json:
         """Make the start position, once, after the intent is in the log; the stream position, which is never made again.
 
-        `resume`: the intent was already there, so an untouched start position of ours is adopted (protocol G).
+        `resume`: the intent was already there, so an untouched start position that it names is adopted (protocol G).
         Raises CdcError when one exists that is not ours."""
 
     def open(self, at: Json, confirmed: Json, sequence: int, epoch: int) -> None:
@@ -144,7 +145,7 @@ class Source(Protocol):
         last record written. Verifies identity, history and reach first (R3, R5, D5)."""
 
     def include(self, tables: Iterable[TableId]) -> Mapping[TableId, Json]:
-        """Make sure that these tables are streamed, and describe them (their `facts`): from the return on, every change of a transaction
+        """Make sure that these tables are streamed, and describe them: their `facts`, with a boolean `keyless`. From the return on, every change of a transaction
         that began later is in the stream. Raises CdcError for a table that cannot be captured."""
 
     def poll(self, timeout_s: float, drop: Filter) -> Run:

@@ -1,0 +1,166 @@
+"""THE LOOP of capture: source → log (protocols B1, C1, C7, G).
+
+    drain the stream, append it; when a round may start: read chunks, mark, append them; stream on until the mark comes back
+
+The invariant: a batch and the position after it are one log transaction, and the source is told to forget nothing that is not
+behind a cut in the durable log (R1). Control never goes back up; every failure ends this attempt, and `cdc.supervise` makes the
+next one from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from cdc import failpoints
+from cdc.errors import CdcError
+from cdc.load import Limits, Load
+from cdc.log import Begun, Checkpoint, Draft, Intent, Log, LogState, Mark
+from cdc.position import Position
+from cdc.records import Batch
+from cdc.source import Restructured, Source, Unsettled
+from cdc.table import TableId
+
+Observe = Callable[[Checkpoint, Batch], None]
+
+POLL_S = 1.0  # the longest wait for the stream: signals and a stop are seen within it
+
+
+class Tail:
+    """The end of the log as this capture writes it: the position after the last checkpoint, and the last cut's."""
+
+    def __init__(self, log: Log, state: LogState, position: Position, load: Load, observe: Observe) -> None:
+        self.log, self.load, self.position, self._observe = log, load, position, observe
+        self.cut = state.cut.position if state.cut else position
+        # B4: the new epoch continues the last cut; what lies between is thereby abandoned.
+        new_epoch = state.last is not None and state.last.epoch != position.epoch
+        self._continues: Mark | None = state.cut.mark if new_epoch and state.cut else None
+
+    def append(
+        self,
+        batch: Batch,
+        *,
+        stream: Any = None,
+        sequence: int | None = None,
+        commit_ms: tuple[int, int] | None = None,
+        begun: Iterable[Begun] = (),
+        facts: Mapping[TableId, Any] | None = None,
+    ) -> bool:
+        """One log transaction: records, begun and finished loads, position. True when its end is a cut."""
+        cut, finished, before = self.load.at_cut, self.load.finish(), self.position
+        position = Position(
+            before.epoch,
+            before.sequence if sequence is None else sequence,
+            before.stream if stream is None else stream,
+            self.load.state(),
+        )
+        draft = Draft(position, cut, tuple(begun), finished, commit_ms, facts or {}, self._continues)
+        batch = {table: records for table, records in batch.items() if records}
+        failpoints.hit("capture.decoded")
+        checkpoint = self.log.append(batch, draft)
+        failpoints.hit("capture.appended")
+        self.position, self._continues = position, None
+        if cut:
+            self.cut = position
+        self._observe(checkpoint, batch)
+        return cut
+
+
+def capture(
+    source: Source,
+    log: Log,
+    stop: Callable[[], bool],
+    limits: Limits | None = None,
+    observe: Observe = lambda _checkpoint, _batch: None,
+) -> None:
+    """Capture until `stop()`; returns with everything that was polled in the log. Raises what ends the attempt."""
+    load, tail = resume(source, log, limits, observe)
+    while not stop():
+        run = source.poll(0 if load.ready or load.unmarked else POLL_S, load.filter)
+        load.saw(run)
+        begun, facts = load.begin()
+        if run.moved_on or begun:
+            cut = tail.append(
+                run.records,
+                stream=run.stream,
+                sequence=run.sequence,
+                commit_ms=run.commit_ms,
+                begun=begun,
+                facts={**run.facts, **facts},
+            )
+            if cut:
+                source.confirm(tail.position.stream)
+                failpoints.hit("capture.confirmed")
+        if load.at_cut:
+            load.take(log.signals(load.signals))
+        if tables := load.unmarked:
+            load.asked(source.include(tables), source.mark())
+        if load.ready and not stop():
+            load_round(source, load, tail)
+
+
+def load_round(source: Source, load: Load, tail: Tail) -> None:
+    """C1: read chunks, make what they saw durable at the source, append them with nothing in between."""
+    chunks = []
+    for spec in load.next_round():
+        chunk = source.read_chunk(spec, tail.position.stream)
+        if isinstance(chunk, Unsettled):
+            break  # C2: stream on, and try again
+        if isinstance(chunk, Restructured):
+            load.restructured(spec.table)
+            continue
+        failpoints.hit("capture.chunk_read")
+        chunks.append(chunk)
+        if not load.read(chunk):
+            break
+    if not chunks:
+        return
+    load.marked(source.mark())
+    failpoints.hit("capture.marked")
+    stream = source.seen(tail.position.stream)
+    for chunk in chunks:
+        for piece in chunk.pieces:
+            load.wrote(chunk, piece)
+            tail.append({chunk.spec.table: piece.records}, stream=stream, sequence=piece.sequence)
+
+
+def resume(source: Source, log: Log, limits: Limits | None, observe: Observe) -> tuple[Load, Tail]:
+    """Protocol G: open log and source where they stand, or make the first start, or the new epoch that was asked for."""
+    state = log.open_writer()
+    asked = _new_epoch(log, state)
+    if state.last is None or asked:
+        position, load = _start(source, log, state, asked, limits)
+    else:
+        position, load = state.last.position, Load(state.last.position.load, state.tables, limits)
+    tail = Tail(log, state, position, load, observe)
+    source.open(position.stream, tail.cut.stream, position.sequence, position.epoch)
+    begun, facts = load.begin()
+    if asked:  # what the gap hid is behind every chunk that is read from now on
+        facts = dict(source.include(load.tables))
+        begun = load.begin_all(facts)
+    tail.append({}, begun=begun, facts=facts)  # our name stands in the log from here on (A3, R12)
+    load.want(table for table in source.tables() if table not in load.tables)
+    return load, tail
+
+
+def _new_epoch(log: Log, state: LogState) -> int:
+    """The number of the request for a new epoch that has not been served, or 0."""
+    taken = state.last.position.load.get("signals", 0) if state.last else 0
+    return max((signal.number for signal in log.signals(taken) if signal.kind == "new-epoch"), default=0)
+
+
+def _start(source: Source, log: Log, state: LogState, asked: int, limits: Limits | None) -> tuple[Position, Load]:
+    """Make a start position at the source, with the intent in the log first (C7)."""
+    intent, epoch = state.intent, state.last.epoch + 1 if state.last else 0
+    if intent is not None and intent.epoch != epoch:
+        raise CdcError("CDC-LOG-120", f"the intent is for epoch {intent.epoch}, the log is at epoch {epoch - 1}")
+    resumed = intent is not None
+    if intent is None:
+        intent = Intent(epoch, source.intent(epoch))
+        log.intend(intent)
+        failpoints.hit("capture.intent_written")
+    stream = source.start(intent.details, resumed)
+    load = Load(state.last.position.load if state.last else None, state.tables, limits)
+    if state.last:
+        load.new_epoch(asked)
+    return Position(epoch, state.last.position.sequence if state.last else 0, stream, load.state()), load

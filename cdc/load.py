@@ -1,0 +1,330 @@
+"""`Load`: loads in rounds, generations, re-reads and cuts, as a state machine without I/O (protocols B1, C1–C4, D8).
+
+A chunk of existing rows is read after everything that precedes it in the log and written before everything that follows it.
+`cdc.capture` asks what to read, tells what was read and written, and shows each run of the stream; this module answers when a
+round may start, which tables begin and finish, and whether the end of the log is a cut. Engines know nothing of it, and it
+knows nothing of engines: keys are framed bytes, facts and snapshots the source's own JSON.
+
+The invariant: `state()` and the table states in the log are all that a restarted capture needs; nothing else is remembered,
+but for requests whose reload has not begun, which are asked for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cdc.log import Begun, Signal, TableState
+from cdc.source import Chunk, ChunkSpec, Filter, Move, Piece, Run, dropped
+from cdc.table import TableId
+
+Json = Any
+Key = tuple[TableId, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a round and of the re-read queue."""
+
+    chunk_rows: int = 50_000
+    chunk_bytes: int = 16 << 20
+    round_chunks: int = 16
+    round_bytes: int = 32 << 20
+    reread_keys: int = 1_000
+    queue_keys: int = 10_000
+
+
+@dataclass(slots=True)
+class Loading:
+    """A table's running load. `after`: keys up to it are written; `read`: to the table's end. The rest is for keyless tables:
+    the snapshot that its copy is read in and the mark behind it (D8)."""
+
+    after: bytes | None = None
+    read: bool = False
+    rows: int = 0
+    snapshot: Json = None
+    mark: str | None = None
+
+
+@dataclass(slots=True)
+class _Request:
+    """Tables to load anew for a reason that was not read from the stream: they begin when `mark` came back (C3)."""
+
+    tables: list[TableId]
+    signal: int = 0
+    facts: dict[TableId, Json] = field(default_factory=dict)
+    mark: str | None = None
+    back: bool = False
+
+
+class Load:
+    """See the module. `state` is `state()` of the last checkpoint, or None; `tables` what the log knows of each begun table."""
+
+    def __init__(self, state: Json, tables: Mapping[TableId, TableState], limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.tables = dict(tables)
+        state = state or {}
+        self.loading = {TableId(*t): _loading(data) for t, data in state.get("loading", ())}
+        self.awaiting: set[str] = set(state.get("awaiting", ()))
+        self.repaired: set[Key] = _keys(state.get("repaired", ()))
+        self.queue: dict[Key, None] = dict.fromkeys(_keys(state.get("queue", ())))
+        self.owed: set[Key] = _keys(state.get("owed", ()))
+        self.signals: int = state.get("signals", 0)
+        self.open: bool = state.get("open", False)
+        self._requests: list[_Request] = []
+        self._restart_now: dict[TableId, None] = {}
+        self._filter: Filter | None = None
+        self._round_mark: str | None = None
+        self._round_bytes = 0
+        # A keyless copy that was interrupted is void: its snapshot is gone, and nobody knows which pieces were written (C3).
+        for table, load in self.loading.items():
+            if self.tables[table].keyless and load.snapshot is not None and not load.read:
+                self._restart_now[table] = None
+
+    def state(self) -> Json:
+        """JSON for the position. Sorted, so that equal states are equal text."""
+        return {
+            "loading": [[list(table), _loading_json(load)] for table, load in self.loading.items()],
+            "awaiting": sorted(self.awaiting),
+            "repaired": _keys_json(self.repaired),
+            "queue": _keys_json(self.queue),
+            "owed": _keys_json(self.owed),
+            "signals": self.signals,
+            "open": self.open,
+        }
+
+    # ------------------------------------------------------------------------------------------------------- the stream
+    @property
+    def at_cut(self) -> bool:
+        """B1: no source transaction is open, every written chunk's mark came back, no live row is owed its re-read."""
+        return not (self.open or self.awaiting or self.owed)
+
+    @property
+    def filter(self) -> Filter:
+        """What the next `poll` leaves out."""
+        if self._filter is None:
+            reloading = {table for request in self._requests for table in request.tables}
+            self._filter = Filter(
+                frozenset(self.tables),
+                {table: load.snapshot for table, load in self.loading.items() if self._drops(table, load)},
+                {
+                    table: state.facts
+                    for table, state in self.tables.items()
+                    if table not in self.loading and table not in reloading
+                },
+            )
+        return self._filter
+
+    def _drops(self, table: TableId, load: Loading) -> bool:
+        # D8: everything until the snapshot; what it sees until the mark behind it came back.
+        return self.tables[table].keyless and (load.snapshot is None or load.mark in self.awaiting or not load.read)
+
+    def saw(self, run: Run) -> None:
+        """A run of the stream, before it is appended: unlinks key changes (C4), takes marks that came back."""
+        unlinked: dict[TableId, list[int]] = {}
+        for move in run.moves:
+            if self._must_reread(move):
+                unlinked.setdefault(move.table, []).append(move.index)
+        for table, indexes in unlinked.items():
+            dropped(run.records[table], indexes)
+        for mark in run.marks:
+            self.awaiting.discard(mark)
+            if not self.awaiting:
+                self.repaired.clear()
+            for request in self._requests:
+                request.back = request.back or request.mark == mark
+        for table, facts in run.facts.items():
+            self.tables[table] = self.tables[table]._replace(facts=facts)
+        if run.marks or run.facts:
+            self._filter = None
+        self.open = run.in_transaction
+
+    def _must_reread(self, move: Move) -> bool:
+        """C4: is the new row to be read anew, since what it keeps of the old one may not be in the target?"""
+        old, new = (move.table, move.old), (move.table, move.new)
+        loading = move.table in self.loading
+        if not loading and old not in self.repaired and old not in self.owed:
+            return False
+        self.queue[new] = None
+        if not loading:
+            self.owed.add(new)
+        if len(self.queue) > self.limits.queue_keys:
+            self._forget(move.table)
+            self._restart_now[move.table] = None
+        return True
+
+    def _forget(self, table: TableId) -> None:
+        """Drop what is queued for a table whose load starts anew."""
+        self.queue = {key: None for key in self.queue if key[0] != table}
+        self.owed = {key for key in self.owed if key[0] != table}
+        self.repaired = {key for key in self.repaired if key[0] != table}
+
+    # --------------------------------------------------------------------------------------------------------- requests
+    def want(self, tables: Iterable[TableId], signal: int = 0) -> None:
+        """Load these tables (anew). `signal` is the request's number, taken when their generation begins."""
+        asked = {table for request in self._requests for table in request.tables}
+        if fresh := [table for table in tables if table not in asked]:
+            self._requests.append(_Request(fresh, signal))
+            self._filter = None
+        elif signal:
+            self.signals = max(self.signals, signal)
+
+    def take(self, signals: Sequence[Signal]) -> None:
+        """Requests from outside, in order. One reload is in hand at a time, so that `signals` stays one number."""
+        for signal in signals:
+            if signal.number <= self.signals or any(request.signal for request in self._requests):
+                continue
+            if signal.kind == "reload":
+                self.want([TableId(*table) for table in signal.details["tables"]], signal.number)
+            elif signal.kind == "reread":
+                table = TableId(*signal.details["table"])
+                if table in self.tables and not self.tables[table].keyless:
+                    self.queue |= dict.fromkeys((table, bytes.fromhex(key)) for key in signal.details["keys"])
+                self.signals = signal.number
+            else:
+                self.signals = signal.number  # a new epoch is taken where the source is opened
+
+    @property
+    def unmarked(self) -> list[TableId]:
+        """Requested tables that wait for their facts and a mark; [] when there are none."""
+        return [table for request in self._requests if request.mark is None for table in request.tables]
+
+    def asked(self, facts: Mapping[TableId, Json], mark: str) -> None:
+        """The `unmarked` tables are streamed and described, and a mark was committed after that."""
+        for request in self._requests:
+            if request.mark is None:
+                request.mark = mark
+                request.facts = {table: facts[table] for table in request.tables if table in facts}
+
+    def begin(self) -> tuple[list[Begun], dict[TableId, Json]]:
+        """Tables whose load begins with the next append, with their facts; ([], {}) when none does."""
+        facts: dict[TableId, Json] = {table: self.tables[table].facts for table in self._restart_now}
+        self._restart_now.clear()
+        if self.at_cut:
+            for request in [request for request in self._requests if request.back]:
+                facts |= request.facts
+                self.signals = max(self.signals, request.signal)
+                self._requests.remove(request)
+        return [self._begin(table, fact) for table, fact in facts.items()], facts
+
+    def _begin(self, table: TableId, facts: Json) -> Begun:
+        before, keyless = self.tables.get(table), bool(facts["keyless"])
+        generation = before.generation + 1 if before else 1
+        if (load := self.loading.pop(table, None)) and load.mark:
+            self.awaiting.discard(load.mark)  # nothing of that copy counts any more
+        self._forget(table)
+        self.tables[table], self.loading[table] = TableState(generation, keyless, facts), Loading()
+        self._filter = None
+        return Begun(table, generation, keyless)
+
+    # ----------------------------------------------------------------------------------------------------------- rounds
+    @property
+    def busy(self) -> bool:
+        """Is there anything to load, to wait for or to begin?"""
+        return bool(self.loading or self.queue or self.awaiting or self._requests or self._restart_now)
+
+    @property
+    def ready(self) -> bool:
+        """May a round start? Not inside a source transaction, and not before the last round's mark came back."""
+        return not self.open and not self.awaiting and bool(self.queue or self._unread())
+
+    def _unread(self) -> list[TableId]:
+        asked = {table for request in self._requests for table in request.tables}
+        return [table for table, load in self.loading.items() if not load.read and table not in asked]
+
+    def next_round(self) -> list[ChunkSpec]:
+        """What to read now. A keyless copy is a round of its own: the stream waits for it (D8)."""
+        assert self.ready
+        self._round_mark, self._round_bytes = None, 0
+        limits, keys = self.limits, dict[TableId, list[bytes]]()
+        for table, key in self.queue:
+            if len(wanted := keys.setdefault(table, [])) < limits.reread_keys:
+                wanted.append(key)
+        specs = [ChunkSpec(table, self.tables[table].facts, keys=tuple(wanted)) for table, wanted in keys.items()]
+        for table in self._unread():
+            keyless = self.tables[table].keyless
+            if len(specs) >= limits.round_chunks or (keyless and specs):
+                break
+            facts, after = self.tables[table].facts, self.loading[table].after
+            specs.append(
+                ChunkSpec(table, facts, after, (), keyless, rows_max=limits.chunk_rows, bytes_max=limits.chunk_bytes)
+            )
+            if keyless:
+                break
+        return specs
+
+    def read(self, chunk: Chunk) -> bool:
+        """A chunk of the round was read; False when the round is full."""
+        if not chunk.spec.keyless:
+            self._round_bytes += sum(sum(map(len, piece.records.values)) for piece in chunk.pieces)
+        return self._round_bytes < self.limits.round_bytes
+
+    def restructured(self, table: TableId) -> None:
+        """The table is not what it was when its load began: the load starts anew (D1)."""
+        self._forget(table)
+        self.want([table])
+
+    def marked(self, mark: str) -> None:
+        """The round's mark is durable at the source: what its chunks saw cannot be taken back (C1, D3)."""
+        self._round_mark = mark
+
+    def wrote(self, chunk: Chunk, piece: Piece) -> None:
+        """The next append holds this piece."""
+        assert self._round_mark is not None, "a chunk is written only after the round's mark"
+        table, mark = chunk.spec.table, self._round_mark
+        self.awaiting.add(mark)
+        if chunk.spec.keys:
+            done = {(table, key) for key in chunk.spec.keys}
+            self.queue = {key: None for key in self.queue if key not in done}
+            self.owed -= done
+            self.repaired |= done
+            return
+        load = self.loading[table]
+        load.rows += len(piece.records)
+        if chunk.spec.keyless:
+            load.snapshot, load.mark, load.read = chunk.snapshot, mark, piece.last
+            self._filter = None
+        else:
+            load.after = piece.after if piece.after is not None else load.after
+            load.read = piece.last and piece.end_of_table
+
+    def finish(self) -> tuple[TableId, ...]:
+        """Tables whose load ends with this append; only at a cut, and after their re-reads (C4)."""
+        if not self.at_cut:
+            return ()
+        queued = {table for table, _ in self.queue}
+        finished = tuple(table for table, load in self.loading.items() if load.read and table not in queued)
+        for table in finished:
+            del self.loading[table]
+            self._filter = None
+        return finished
+
+    def begin_all(self, facts: Mapping[TableId, Json]) -> list[Begun]:
+        """Every table begins anew with the next append (a new epoch)."""
+        return [self._begin(table, fact) for table, fact in facts.items()]
+
+    def new_epoch(self, signal: int) -> None:
+        """History was cut: nothing that was in flight counts, and every table is loaded anew (R5, B4)."""
+        self.loading, self.awaiting, self.repaired, self.queue, self.owed = {}, set(), set(), {}, set()
+        self.open, self._restart_now = False, {}
+        self.signals = max(self.signals, signal)
+        self._filter = None
+
+
+def _loading(data: Json) -> Loading:
+    after = data.get("after")
+    return Loading(after and bytes.fromhex(after), data["read"], data["rows"], data.get("snapshot"), data.get("mark"))
+
+
+def _loading_json(load: Loading) -> Json:
+    data: dict[str, Json] = {"after": load.after and load.after.hex(), "read": load.read, "rows": load.rows}
+    return data if load.mark is None else data | {"snapshot": load.snapshot, "mark": load.mark}
+
+
+def _keys(data: Iterable[Json]) -> set[Key]:
+    return {(TableId(*table), bytes.fromhex(key)) for table, key in data}
+
+
+def _keys_json(keys: Iterable[Key]) -> Json:
+    return [[list(table), key.hex()] for table, key in sorted(keys)]
