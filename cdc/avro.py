@@ -100,6 +100,16 @@ def frame(schema_id: int) -> bytes:
     return b"\x00" + schema_id.to_bytes(4, "big")
 
 
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The zigzag number at `at`, and where it ends. Raises IndexError at the end of `data`."""
+    shift = value = 0
+    while (byte := data[at]) > 0x7F:
+        value |= (byte & 0x7F) << shift
+        shift, at = shift + 7, at + 1
+    value |= byte << shift
+    return value >> 1 ^ -(value & 1), at + 1
+
+
 # ----------------------------------------------------------------------------------------------------------------- names
 _BAD = re.compile(r"[^A-Za-z0-9_]|_(?=u[0-9a-f]{4})")
 
@@ -325,6 +335,39 @@ def schema_id(framed: bytes) -> int:
     if len(framed) < HEADER_BYTES or framed[0]:
         raise ValueError("not in Confluent's wire format")
     return int.from_bytes(framed[1:5], "big")
+
+
+class Header(NamedTuple):
+    """What stands before the rows of a value; `end` is where `before` begins."""
+
+    op: str
+    unchanged: tuple[str, ...]
+    moved: bytes | None
+    end: int
+
+
+def read_header(value: bytes) -> Header:
+    """`op`, `unchanged` and `moved` of a framed value. Raises ValueError on other bytes."""
+    try:
+        op, at, unchanged, moved = chr(value[6]), 8, [], None
+        if value[7]:
+            while count := (found := read_varint(value, at))[0]:
+                at = found[1]
+                for _ in range(count):
+                    length, at = read_varint(value, at)
+                    unchanged.append(value[at : at + length].decode())
+                    at += length
+            at = found[1]
+        if value[at]:
+            length, at = read_varint(value, at + 1)
+            moved, at = value[at : at + length], at + length
+        else:
+            at += 1
+    except IndexError as error:
+        raise ValueError("an event ends within its header") from error
+    if value[5] != 2 or op not in OPS:
+        raise ValueError(f"not an event: op {value[5:7]!r}")
+    return Header(op, tuple(unchanged), moved, at)
 
 
 def decode_event(

@@ -9,13 +9,13 @@ next one from the last checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cdc import failpoints
 from cdc.errors import CdcError
 from cdc.load import Limits, Load
-from cdc.log import Begun, Checkpoint, Draft, Intent, Log, LogState, Mark
+from cdc.log import Checkpoint, Draft, Intent, Log, LogState, Mark
 from cdc.position import Position
 from cdc.records import Batch
 from cdc.source import Restructured, Source, Unsettled
@@ -24,6 +24,7 @@ from cdc.table import TableId
 Observe = Callable[[Checkpoint, Batch], None]
 
 POLL_S = 1.0  # the longest wait for the stream: signals and a stop are seen within it
+UNSETTLED_S = 0.1  # the same while a chunk waits for transactions to end
 
 
 class Tail:
@@ -43,10 +44,11 @@ class Tail:
         stream: Any = None,
         sequence: int | None = None,
         commit_ms: tuple[int, int] | None = None,
-        begun: Iterable[Begun] = (),
+        begun: Mapping[TableId, Any] | None = None,
         facts: Mapping[TableId, Any] | None = None,
     ) -> bool:
-        """One log transaction: records, begun and finished loads, position. True when its end is a cut."""
+        """One log transaction: records, begun (with their facts) and finished loads, position. True when its end is a cut."""
+        begins = tuple(self.load.begin(begun or {}))
         cut, finished, before = self.load.at_cut, self.load.finish(), self.position
         position = Position(
             before.epoch,
@@ -54,7 +56,7 @@ class Tail:
             before.stream if stream is None else stream,
             self.load.state(),
         )
-        draft = Draft(position, cut, tuple(begun), finished, commit_ms, facts or {}, self._continues)
+        draft = Draft(position, cut, begins, finished, commit_ms, {**(facts or {}), **(begun or {})}, self._continues)
         batch = {table: records for table, records in batch.items() if records}
         failpoints.hit("capture.decoded")
         checkpoint = self.log.append(batch, draft)
@@ -75,36 +77,38 @@ def capture(
 ) -> None:
     """Capture until `stop()`; returns with everything that was polled in the log. Raises what ends the attempt."""
     load, tail = resume(source, log, limits, observe)
+    unsettled = False
     while not stop():
-        run = source.poll(0 if load.ready or load.unmarked else POLL_S, load.filter)
+        run = source.poll(UNSETTLED_S if unsettled else 0 if load.ready or load.unmarked else POLL_S, load.filter)
         load.saw(run)
-        begun, facts = load.begin()
-        if run.moved_on or begun:
-            cut = tail.append(
-                run.records,
-                stream=run.stream,
-                sequence=run.sequence,
-                commit_ms=run.commit_ms,
-                begun=begun,
-                facts={**run.facts, **facts},
-            )
-            if cut:
-                source.confirm(tail.position.stream)
-                failpoints.hit("capture.confirmed")
+        again = load.restarted()
+        if (run.moved_on or run.facts or again) and tail.append(
+            run.records,
+            stream=run.stream,
+            sequence=run.sequence,
+            commit_ms=run.commit_ms,
+            begun=again,
+            facts=run.facts,
+        ):
+            source.confirm(tail.position.stream)
+            failpoints.hit("capture.confirmed")
+        if due := load.due():
+            tail.append({}, begun=due)
         if load.at_cut:
             load.take(log.signals(load.signals))
         if tables := load.unmarked:
             load.asked(source.include(tables), source.mark())
-        if load.ready and not stop():
-            load_round(source, load, tail)
+        unsettled = load.ready and not load_round(source, load, tail)
 
 
-def load_round(source: Source, load: Load, tail: Tail) -> None:
-    """C1: read chunks, make what they saw durable at the source, append them with nothing in between."""
+def load_round(source: Source, load: Load, tail: Tail) -> bool:
+    """C1: read chunks, make what they saw durable at the source, append them with nothing in between. False: none was to be had."""
     chunks = []
     for spec in load.next_round():
         chunk = source.read_chunk(spec, tail.position.stream)
         if isinstance(chunk, Unsettled):
+            if chunk.only_this:
+                continue
             break  # C2: stream on, and try again
         if isinstance(chunk, Restructured):
             load.restructured(spec.table)
@@ -114,7 +118,7 @@ def load_round(source: Source, load: Load, tail: Tail) -> None:
         if not load.read(chunk):
             break
     if not chunks:
-        return
+        return False
     load.marked(source.mark())
     failpoints.hit("capture.marked")
     stream = source.seen(tail.position.stream)
@@ -122,6 +126,7 @@ def load_round(source: Source, load: Load, tail: Tail) -> None:
         for piece in chunk.pieces:
             load.wrote(chunk, piece)
             tail.append({chunk.spec.table: piece.records}, stream=stream, sequence=piece.sequence)
+    return True
 
 
 def resume(source: Source, log: Log, limits: Limits | None, observe: Observe) -> tuple[Load, Tail]:
@@ -134,11 +139,9 @@ def resume(source: Source, log: Log, limits: Limits | None, observe: Observe) ->
         position, load = state.last.position, Load(state.last.position.load, state.tables, limits)
     tail = Tail(log, state, position, load, observe)
     source.open(position.stream, tail.cut.stream, position.sequence, position.epoch)
-    begun, facts = load.begin()
-    if asked:  # what the gap hid is behind every chunk that is read from now on
-        facts = dict(source.include(load.tables))
-        begun = load.begin_all(facts)
-    tail.append({}, begun=begun, facts=facts)  # our name stands in the log from here on (A3, R12)
+    # In a new epoch every table begins here: what the gap hid is behind every chunk that is read from now on.
+    begun = dict(source.include(load.tables)) if asked else load.restarted()
+    tail.append({}, begun=begun)  # our name stands in the log from here on (A3, R12)
     load.want(table for table in source.tables() if table not in load.tables)
     return load, tail
 

@@ -197,16 +197,27 @@ class Load:
                 request.mark = mark
                 request.facts = {table: facts[table] for table in request.tables if table in facts}
 
-    def begin(self) -> tuple[list[Begun], dict[TableId, Json]]:
-        """Tables whose load begins with the next append, with their facts; ([], {}) when none does."""
-        facts: dict[TableId, Json] = {table: self.tables[table].facts for table in self._restart_now}
+    def restarted(self) -> dict[TableId, Json]:
+        """Facts of tables whose load begins anew at once, before the records of the next append: a queue that ran over, or
+        (with no records) a keyless copy that a crash interrupted."""
+        facts = {table: self.tables[table].facts for table in self._restart_now}
         self._restart_now.clear()
+        return facts
+
+    def due(self) -> dict[TableId, Json]:
+        """Facts of requested tables whose mark came back, at a cut: they begin with an append of their own. A keyless table's
+        beginning empties it, so no record that was polled before may stand behind it."""
+        facts: dict[TableId, Json] = {}
         if self.at_cut:
             for request in [request for request in self._requests if request.back]:
                 facts |= request.facts
                 self.signals = max(self.signals, request.signal)
                 self._requests.remove(request)
-        return [self._begin(table, fact) for table, fact in facts.items()], facts
+        return facts
+
+    def begin(self, facts: Mapping[TableId, Json]) -> list[Begun]:
+        """The loads of these tables begin with the next append."""
+        return [self._begin(table, fact) for table, fact in facts.items()]
 
     def _begin(self, table: TableId, facts: Json) -> Begun:
         before, keyless = self.tables.get(table), bool(facts["keyless"])
@@ -299,10 +310,6 @@ class Load:
             del self.loading[table]
             self._filter = None
         return finished
-
-    def begin_all(self, facts: Mapping[TableId, Json]) -> list[Begun]:
-        """Every table begins anew with the next append (a new epoch)."""
-        return [self._begin(table, fact) for table, fact in facts.items()]
 
     def new_epoch(self, signal: int) -> None:
         """History was cut: nothing that was in flight counts, and every table is loaded anew (R5, B4)."""

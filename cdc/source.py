@@ -107,9 +107,11 @@ class Chunk:
 
 
 class Unsettled(NamedTuple):
-    """The chunk's snapshot does not see what the stream has delivered, or a lock or an older transaction is in the way (C2, D6)."""
+    """The chunk's snapshot does not see what the stream has delivered (C2), or a lock or an older transaction is in the way of
+    `only_this` table (D6)."""
 
     reason: str
+    only_this: bool = False
 
 
 class Restructured(NamedTuple):
@@ -141,12 +143,15 @@ class Source(Protocol):
         Raises CdcError when one exists that is not ours."""
 
     def open(self, at: Json, confirmed: Json, sequence: int, epoch: int) -> None:
-        """Stream from after `at`; `confirmed` is the last cut's position (the last that may have been confirmed), `sequence` that of the
-        last record written. Verifies identity, history and reach first (R3, R5, D5)."""
+        """Stream from after `at`. `confirmed` is the last cut's position, `sequence` the last record's number.
+
+        Verifies identity, history and reach first (R3, R5, D5)."""
 
     def include(self, tables: Iterable[TableId]) -> Mapping[TableId, Json]:
-        """Make sure that these tables are streamed, and describe them: their `facts`, with a boolean `keyless`. From the return on, every change of a transaction
-        that began later is in the stream. Raises CdcError for a table that cannot be captured."""
+        """Make sure that these tables are streamed, and describe them: their `facts`, with a boolean `keyless`.
+
+        From the return on, every change of a transaction that began later is in the stream. Raises CdcError for a table that
+        cannot be captured."""
 
     def poll(self, timeout_s: float, drop: Filter) -> Run:
         """The next run; waits at most `timeout_s` for its first event. Sends feedback by timer."""

@@ -5,7 +5,7 @@ One append is one log transaction: a batch of records and its checkpoint, all or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -139,7 +139,7 @@ class Log(Protocol):
 
     def read(
         self, after: Mark, tables: Callable[[TableId], bool], idle_s: float
-    ) -> Iterator[tuple[Checkpoint, Batch] | None]:
+    ) -> Generator[tuple[Checkpoint, Batch] | None, None, None]:
         """Checkpoints after `after`, in order, each with its committed records of the wanted tables, counts verified; None each
         time that nothing new came within `idle_s`. Never ends by itself. Raises R3 (CDC-LOG-…) when `after` is not of this log,
         is ahead of it, or retention has passed it. Abandoned checkpoints (B4) come too: the reader follows `previous`."""

@@ -1,0 +1,194 @@
+"""Collapse: checkpoints up to a cut become pieces, and in each piece a table's events become the net change of each key.
+
+Applying a piece equals applying its events one by one, in order. Barriers split pieces: a load that begins, a TRUNCATE, a new
+schema. Capture ends its batches at every barrier, so pieces split only between checkpoints.
+
+A whole row replaces what its key held before, so the fast path looks at four bytes of a value and never decodes it. Rows with
+UNCHANGED columns keep track of where those columns come from (`Partial.origin`), through chains of key changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from cdc.avro import HEADER_BYTES, PLAIN, Schema, read_header, read_varint, schema_id, table_of
+from cdc.errors import CdcError
+from cdc.log import Checkpoint
+from cdc.records import Batch, Records, size_bytes
+from cdc.table import TableId, TableSchema
+from sinks.sink import Net, Partial, Piece, TableChanges
+
+_TRUNCATE = ord("t")
+_WHOLE = b"\x02u\x00\x00"
+
+
+class Changes:
+    """What has been read and not yet merged. `schemas` gives a registered value schema by id."""
+
+    def __init__(self, schemas: Callable[[int], Schema], bytes_max: int = 32 << 20) -> None:
+        self._schemas, self._bytes_max = schemas, bytes_max
+        self._splicers: dict[int, Splicer] = {}
+        self.pieces: list[Piece] = []
+        self.size_bytes = 0
+
+    @property
+    def full(self) -> bool:
+        """Merge now, cut or not (B3)."""
+        return self.size_bytes >= self._bytes_max
+
+    def clear(self) -> None:
+        self.pieces, self.size_bytes = [], 0
+
+    def add(self, checkpoint: Checkpoint, batch: Batch, wants: Callable[[TableId], bool]) -> None:
+        """One checkpoint's records of the wanted tables, in log order."""
+        begun = [begin for begin in checkpoint.begun if wants(begin.table)]
+        truncates = {table for table, records in batch.items() if records.values[0][6] == _TRUNCATE}
+        if not self.pieces or begun or truncates or self.pieces[-1].finished or self._new_schema(batch):
+            self.pieces.append(Piece())
+        piece = self.pieces[-1]
+        piece.begun += begun
+        for table, records in batch.items():
+            changes = piece.tables.get(table)
+            if changes is None:
+                changes = piece.tables[table] = TableChanges(schema_id(records.values[0]))
+            if table in truncates:
+                self._truncate(table, changes, records)
+            else:
+                self._collapse(table, changes, records, checkpoint)
+        piece.finished += [table for table in checkpoint.finished if wants(table)]
+        self.size_bytes += size_bytes(batch)
+
+    def _new_schema(self, batch: Batch) -> bool:
+        tables = self.pieces[-1].tables
+        return any(
+            table in tables and tables[table].schema_id != schema_id(records.values[0])
+            for table, records in batch.items()
+        )
+
+    def _truncate(self, table: TableId, changes: TableChanges, records: Records) -> None:
+        if any(value[6] != _TRUNCATE for value in records.values):
+            raise CdcError("CDC-LOG-130", "a TRUNCATE shares its checkpoint with other events", where=str(table))
+        changes.emptied, changes.only_reads = True, False
+
+    def _collapse(self, table: TableId, changes: TableChanges, records: Records, checkpoint: Checkpoint) -> None:
+        changes.keys += records.keys
+        changes.events += records.values
+        if set(checkpoint.counts.get(table, ())) != {"r"}:
+            changes.only_reads = False
+        if records.keys[0] is None:
+            return  # keyless: the sink counts images
+        net, header = changes.net, changes.schema_id.to_bytes(4, "big")
+        moving: dict[bytes, Net] = {}
+        for key, value in zip(records.keys, records.values, strict=True):
+            assert key is not None
+            if value[1:5] != header:
+                raise CdcError("CDC-LOG-131", "a checkpoint holds two schemas of one table", where=str(table))
+            if value[5:9] in PLAIN:
+                net[key] = value
+            else:
+                self._special(changes, moving, key, value)
+
+    def _special(self, changes: TableChanges, moving: dict[bytes, Net], key: bytes, value: bytes) -> None:
+        """A delete, a half of a key change, or a row with UNCHANGED columns."""
+        net, head = changes.net, read_header(value)
+        if head.op == "d":
+            if head.moved is not None:  # the `c` that follows may need what was here
+                moving[key] = self._at(changes, key)
+            net[key] = None
+            return
+        if head.op not in ("c", "u", "r"):
+            raise CdcError(
+                "CDC-LOG-132", f"an event with op {head.op!r} has a key", where=f"schema {changes.schema_id}"
+            )
+        row = value[:HEADER_BYTES] + _WHOLE + value[head.end :]
+        if not head.unchanged:
+            net[key] = row
+            return
+        origin = key if head.moved is None else key[:HEADER_BYTES] + head.moved
+        base = self._at(changes, key) if head.moved is None else moving.pop(origin, None)
+        if base is None and head.moved is not None:
+            base = self._at(changes, key)
+        net[key] = self._over(changes.schema_id, base, row, frozenset(head.unchanged))
+
+    def _at(self, changes: TableChanges, key: bytes) -> Net:
+        """What is at `key` before this event; a Partial without a value of its own is the target's row."""
+        if key in changes.net:
+            return changes.net[key]
+        return None if changes.emptied else Partial(key, b"", frozenset())
+
+    def _over(self, schema: int, base: Net, row: bytes, unchanged: frozenset[str]) -> Net:
+        """`row`, whose columns `unchanged` are those of `base`."""
+        if base is None:
+            return None  # a row that is not there gets no update: the whole row comes by its chunk or its re-read
+        if isinstance(base, bytes):
+            return self._splicer(schema).splice(row, base, unchanged)
+        if base.value:
+            row = self._splicer(schema).splice(row, base.value, unchanged - base.unchanged)
+            unchanged &= base.unchanged
+        return Partial(base.origin, row, unchanged)
+
+    def _splicer(self, schema: int) -> Splicer:
+        if schema not in self._splicers:
+            self._splicers[schema] = Splicer(table_of(self._schemas(schema)))
+        return self._splicers[schema]
+
+
+_FIXED = {"boolean": 1, "float32": 4, "float64": 8}
+_VARINTS = frozenset(("int16", "int32", "int64", "date", "time_ms", "time_us", "timestamp_ms", "timestamp_us"))
+
+
+class Splicer:
+    """Replaces columns in the `after` row of one value by those of another, as bytes."""
+
+    def __init__(self, table: TableSchema) -> None:
+        self._columns = [(column.name, column.type.kind, column.name in table.key) for column in table.columns]
+
+    def splice(self, value: bytes, other: bytes, columns: Iterable[str]) -> bytes:
+        """`value` with these columns of `other`; both have the plain header. Raises CdcError on bytes of another form."""
+        wanted = frozenset(columns)
+        try:
+            mine, theirs = self._spans(value), self._spans(other)
+        except IndexError as error:
+            raise CdcError("CDC-LOG-133", "a value ends within a row") from error
+        parts = [value[: mine[0][0]] if mine else value]
+        for (name, _, _), (begin, end), (other_begin, other_end) in zip(self._columns, mine, theirs, strict=True):
+            parts.append(other[other_begin:other_end] if name in wanted else value[begin:end])
+        return b"".join((*parts, value[mine[-1][1] :])) if mine else value
+
+    def _spans(self, value: bytes) -> list[tuple[int, int]]:
+        """Where each column of `after` is, its union branch included."""
+        at = HEADER_BYTES + len(_WHOLE)
+        if value[at]:  # before
+            at = self._row(value, at + 1)[-1][1] if self._columns else at + 1
+        else:
+            at += 1
+        if value[at] != 2:
+            raise CdcError("CDC-LOG-133", "a value that should hold a row holds none")
+        return self._row(value, at + 1)
+
+    def _row(self, value: bytes, at: int) -> list[tuple[int, int]]:
+        spans = []
+        for _, kind, is_key in self._columns:
+            begin = at
+            if is_key or value[at]:
+                at = _skip(kind, value, at if is_key else at + 1)
+            else:
+                at += 1
+            spans.append((begin, at))
+        return spans
+
+
+def _skip(kind: str, value: bytes, at: int) -> int:
+    if kind in _FIXED:
+        return at + _FIXED[kind]
+    if kind in _VARINTS:
+        return read_varint(value, at)[1]
+    if kind == "numeric":  # scale, then bytes
+        at = read_varint(value, at)[1]
+    length, at = read_varint(value, at)
+    return at + length
+
+
+def lag_s(checkpoint: Checkpoint, now_ms: float) -> float:
+    """Seconds since the newest commit of a checkpoint; 0 when it holds none."""
+    return max(0.0, now_ms - checkpoint.commit_ms[1]) / 1000 if checkpoint.commit_ms else 0.0
