@@ -7,9 +7,10 @@
 | CDC-LOG | the log | `log` |
 | CDC-TGT | targets | `target` |
 | CDC-RUN | processes and services | `run` |
+| CDC-DEMO | the demo's own Postgres | `demo` |
 """
 
-from cdc.catalogue import config, log, postgres, run, target
+from cdc.catalogue import config, demo, log, postgres, run, target
 from cdc.errors import Entry
 
 CATALOGUE: dict[str, Entry] = {
@@ -18,4 +19,5 @@ CATALOGUE: dict[str, Entry] = {
     **log.ENTRIES,
     **target.ENTRIES,
     **run.ENTRIES,
+    **demo.ENTRIES,
 }

@@ -1,0 +1,36 @@
+"""The privileges of the role that a sink connects as, as SQL that a DBA runs once: the documentation and the tests take them from here.
+
+The role is no superuser; it owns what it makes, the bookkeeping in the schema `_cdc` included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def sink_grants(
+    role: str, password: str, database: str, schemas: Sequence[str], owners: Sequence[str] = ()
+) -> list[str]:
+    """Statements for a superuser, or an administrator with CREATEROLE, connected to `database`.
+
+    `schemas` are the existing ones that the sink writes to; others it makes itself. `owners` are the roles that own tables which
+    it adopts: membership lets it add columns to them when the source does."""
+    writer = _ident(role)
+    statements = [
+        f"CREATE ROLE {writer} LOGIN PASSWORD {_literal(password)}",
+        f"GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {_ident(database)} TO {writer}",
+    ]
+    for schema in schemas:
+        statements += [
+            f"GRANT USAGE, CREATE ON SCHEMA {_ident(schema)} TO {writer}",
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {_ident(schema)} TO {writer}",
+        ]
+    return statements + [f"GRANT {_ident(owner)} TO {writer}" for owner in owners]
+
+
+def _ident(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

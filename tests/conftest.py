@@ -1,0 +1,96 @@
+"""Fixtures that every test may use; see tests/servers for what stands behind those with a server.
+
+A test with a server gets the marker `server`. `@pytest.mark.majors(16, 18)` runs a test on each of these versions of Postgres.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+
+import pytest
+
+from tests import servers
+from tests.servers import Database, Server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("majors")
+    if marker and "postgres" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "postgres", marker.args or servers.MAJORS, indirect=True, ids=lambda major: f"pg{major}", scope="session"
+        )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"postgres", "private_postgres"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
+
+
+def pytest_sessionfinish() -> None:
+    servers.stop_all()
+
+
+def provided(start: Callable[[], Server]) -> Server:
+    """What `start` gives; where it cannot, the test is skipped with the reason, and fails in CI, where all must be there."""
+    try:
+        return start()
+    except servers.Missing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Server:
+    """The session's Postgres, version 16 or what the marker `majors` says."""
+    return provided(lambda: servers.server(getattr(request, "param", servers.DEFAULT)))
+
+
+@pytest.fixture
+def make_database(postgres: Server, request: pytest.FixtureRequest) -> Iterator[Callable[[], Database]]:
+    """Makes as many fresh databases on `postgres` as a test wants; all of them are dropped after it."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(postgres.database(request.node.name))
+
+
+@pytest.fixture
+def database(make_database: Callable[[], Database]) -> Database:
+    """A fresh database: the source."""
+    return make_database()
+
+
+@pytest.fixture
+def target(make_database: Callable[[], Database]) -> Database:
+    """A second fresh database: the target."""
+    return make_database()
+
+
+@pytest.fixture
+def cdc_role(database: Database) -> str:
+    """The URL by which capture reads `database`: the documented role with exactly the documented grants."""
+    return database.grant_source()
+
+
+@pytest.fixture
+def sink_role(target: Database) -> str:
+    """The URL by which a sink writes to `target`: the documented role with exactly the documented grants."""
+    return target.grant_sink()
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[Callable[..., Server]]:
+    """Starts servers that the test has for itself, to crash, restart and configure: `private_postgres(18, {"wal_level": "replica"})`.
+
+    Their `process` has `kill9`, `start`, `stop`, `restart` and `settings`."""
+    with ExitStack() as stack:
+
+        def start(major: int = servers.DEFAULT, settings: Mapping[str, str] | None = None) -> Server:
+            server = provided(lambda: servers.private(major, settings))
+            assert server.process is not None
+            stack.callback(server.process.close)
+            return server
+
+        yield start
