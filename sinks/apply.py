@@ -72,9 +72,8 @@ def follow(
                 if checkpoint.previous != path[-1]:
                     abandoned.update(_dropped(path, checkpoint))
                     break
-                if (
-                    cut is not None and not checkpoint.cut
-                ):  # a long transaction begins: what is whole does not wait for it
+                if cut is not None and not checkpoint.cut:
+                    # A long transaction begins: what is whole does not wait for it.
                     transaction.commit(cut)
                     path, cut = [cut.mark], None
                 path.append(checkpoint.mark)

@@ -46,8 +46,9 @@ class Checkpoint:
 
     `previous` names the checkpoint that this one continues (A1): usually the one before; after an epoch change off a cut the last
     cut (B4). `cut`: no source transaction is open and no load round unfinished at its end (B1). `begun` takes effect before the
-    batch's records, `finished` after them. `facts` is what the source says of tables that it describes here anew. `counts` is events per table and op. `ends` lists every partition's end, and
-    `generations` every begun table's, in a capture's first checkpoint and each 256th; else None.
+    batch's records, `finished` after them. `facts` is what the source says of tables that it describes here anew. `counts` is
+    events per table and op. `ends` lists every partition's end, and `generations` every begun table's, in a capture's first
+    checkpoint and each 256th; else None.
     """
 
     log_id: str
