@@ -139,10 +139,10 @@ def resume(source: Source, log: Log, limits: Limits | None, observe: Observe) ->
         position, load = state.last.position, Load(state.last.position.load, state.tables, limits)
     tail = Tail(log, state, position, load, observe)
     source.open(position.stream, tail.cut.stream, position.sequence, position.epoch)
+    load.select(tables := source.tables())
     # In a new epoch every table begins here: what the gap hid is behind every chunk that is read from now on.
-    begun = dict(source.include(load.tables)) if asked else load.restarted()
+    begun = source.include(table for table in tables if table in load.tables) if asked else load.restarted()
     tail.append({}, begun=begun)  # our name stands in the log from here on (A3, R12)
-    load.want(table for table in source.tables() if table not in load.tables)
     return load, tail
 
 

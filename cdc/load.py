@@ -70,6 +70,7 @@ class Load:
         self.repaired: set[Key] = _keys(state.get("repaired", ()))
         self.queue: dict[Key, None] = dict.fromkeys(_keys(state.get("queue", ())))
         self.owed: set[Key] = _keys(state.get("owed", ()))
+        self.left = {TableId(*table) for table in state.get("left", ())}
         self.signals: int = state.get("signals", 0)
         self.open: bool = state.get("open", False)
         self._requests: list[_Request] = []
@@ -90,6 +91,7 @@ class Load:
             "repaired": _keys_json(self.repaired),
             "queue": _keys_json(self.queue),
             "owed": _keys_json(self.owed),
+            "left": [list(table) for table in sorted(self.left)],
             "signals": self.signals,
             "open": self.open,
         }
@@ -106,12 +108,12 @@ class Load:
         if self._filter is None:
             reloading = {table for request in self._requests for table in request.tables}
             self._filter = Filter(
-                frozenset(self.tables),
+                frozenset(self.tables.keys() - self.left),
                 {table: load.snapshot for table, load in self.loading.items() if self._drops(table, load)},
                 {
                     table: state.facts
                     for table, state in self.tables.items()
-                    if table not in self.loading and table not in reloading
+                    if table not in self.loading and table not in reloading and table not in self.left
                 },
             )
         return self._filter
@@ -161,6 +163,18 @@ class Load:
         self.repaired = {key for key in self.repaired if key[0] != table}
 
     # --------------------------------------------------------------------------------------------------------- requests
+    def select(self, tables: Sequence[TableId]) -> None:
+        """These tables are captured from now on. One that is not begun is loaded; one that left is remembered, since what
+        happens to it meanwhile is in no log, and loaded anew when it comes back."""
+        for table in self.tables.keys() - set(tables):
+            self._forget(table)
+            if (load := self.loading.pop(table, None)) and load.mark:
+                self.awaiting.discard(load.mark)
+            self._restart_now.pop(table, None)
+            self.left.add(table)
+        self._filter = None
+        self.want(table for table in tables if table not in self.tables or table in self.left)
+
     def want(self, tables: Iterable[TableId], signal: int = 0) -> None:
         """Load these tables (anew). `signal` is the request's number, taken when their generation begins."""
         asked = {table for request in self._requests for table in request.tables}
@@ -225,6 +239,7 @@ class Load:
         if (load := self.loading.pop(table, None)) and load.mark:
             self.awaiting.discard(load.mark)  # nothing of that copy counts any more
         self._forget(table)
+        self.left.discard(table)
         self.tables[table], self.loading[table] = TableState(generation, keyless, facts), Loading()
         self._filter = None
         return Begun(table, generation, keyless)
