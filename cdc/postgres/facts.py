@@ -1,0 +1,251 @@
+"""What the catalog says of tables, and the noticing of changes that leave no event (protocols D1, D6, D9).
+
+`Table` is one table as the catalog has it now. Its `facts` are the JSON that the log keeps per load. `altered` compares two of
+them and answers why rows may have changed without events; the invariant: whatever is not known to be harmless is a reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from cdc.postgres import sql
+from cdc.postgres.session import Session
+from cdc.table import TableId
+
+Json = Any
+
+
+class Attribute(NamedTuple):
+    """One column, from pg_attribute. `missing`: existing rows got a value of it without being rewritten."""
+
+    number: int
+    name: str
+    type_oid: int
+    typmod: int
+    source_type: str
+    not_null: bool
+    generated: str
+    xmin: str
+    missing: bool
+
+
+class Table(NamedTuple):
+    """`identity` is d, i, f or n (relreplident); `published` names the columns that our publications send, None when they
+    do not hold the table; `filtered`: a publication leaves out rows of it. `children` are a partition root's leaves."""
+
+    oid: int
+    id: TableId
+    kind: str
+    identity: str
+    persistence: str
+    filenode: int | None
+    row_security: bool
+    attributes: tuple[Attribute, ...]
+    primary_key: tuple[str, ...]
+    identity_index: tuple[str, ...]
+    children: tuple[tuple[int, int | None], ...]
+    published: frozenset[str] | None
+    filtered: bool
+
+    def key(self, insert_only: bool) -> tuple[str, ...]:
+        """The record key (protocol D7); () for a keyless table."""
+        if self.identity == "i":
+            return self.identity_index
+        if self.identity == "n" and not insert_only:
+            return ()
+        return self.primary_key
+
+    @property
+    def identified(self) -> bool:
+        """Can an UPDATE or DELETE of it be published?"""
+        return self.identity == "f" or bool({"d": self.primary_key, "i": self.identity_index}.get(self.identity))
+
+    @property
+    def streamed(self) -> tuple[Attribute, ...]:
+        """The columns that the stream sends, so those that a chunk reads (C6). Generated ones are not sent unless published."""
+        if self.published is not None:
+            return tuple(column for column in self.attributes if column.name in self.published)
+        return tuple(column for column in self.attributes if not column.generated)
+
+    def facts(self, insert_only: bool, waits: Sequence[int] = ()) -> Json:
+        """What the log keeps. `waits` are the transactions that the first chunk must outlive (D6)."""
+        return {
+            "keyless": not self.key(insert_only),
+            "oid": self.oid,
+            "filenode": self.filenode,
+            "columns": [[c.number, c.name, c.type_oid, c.typmod, c.not_null, c.missing, c.xmin] for c in self.attributes],
+            "key": list(self.key(insert_only)),
+            "children": [list(child) for child in self.children],
+            "published": self.published is not None,
+            "waits": list(waits),
+        }
+
+
+def restructured(then: Json, now: Json) -> bool:
+    """Is this no longer the table that the load began with (D1)?"""
+    return any(then[name] != now[name] for name in ("oid", "filenode", "key", "children", "published")) or [
+        column[:6] for column in then["columns"]
+    ] != [column[:6] for column in now["columns"]]
+
+
+def altered(then: Json, now: Json | None) -> str | None:
+    """Why rows may have changed without events since `then`, or their events are missing; None when nothing of the kind did.
+
+    VACUUM FULL, CLUSTER, SET TABLESPACE and the streamed TRUNCATE change the file alone. A rewrite by ALTER TABLE changes the
+    file and a column's catalog row. A leaf's file counts by itself: its TRUNCATE is not streamed under the root's name.
+    """
+    if now is None:
+        return "it was dropped"
+    if now["oid"] != then["oid"]:
+        return "it was dropped and made again"
+    if not now["published"]:
+        return "it is no longer published"
+    if now["key"] != then["key"]:
+        return "its key changed"
+    before, after = ({column[0]: column for column in facts["columns"]} for facts in (then, now))
+    for number, column in after.items():
+        old = before.get(number)
+        if old is None:
+            if column[5]:
+                return f"column {column[1]} was added with a default, which existing rows got without events"
+        elif old[1] != column[1]:
+            return f"column {old[1]} was renamed to {column[1]}"
+        elif old[2] != column[2] or (old[3] != column[3] and now["filenode"] != then["filenode"]):
+            return f"the type of column {column[1]} changed"
+    catalog_rows = [{(column[0], column[6]) for column in facts["columns"]} for facts in (then, now)]
+    if now["filenode"] != then["filenode"] and catalog_rows[1] - catalog_rows[0]:
+        return "it was rewritten"
+    if [child[0] for child in then["children"]] != [child[0] for child in now["children"]]:
+        return "partitions were attached or detached"
+    if then["children"] != now["children"]:
+        return "a partition was truncated or rewritten"
+    return None
+
+
+_TABLES = """
+WITH published AS MATERIALIZED (
+    SELECT schemaname, tablename, array_agg(DISTINCT column_name) AS columns, bool_or(filtered) AS filtered
+    FROM (SELECT schemaname, tablename, {columns} AS column_name, {filtered} AS filtered
+          FROM pg_catalog.pg_publication_tables WHERE pubname = ANY ($1::text[])) AS p
+    GROUP BY 1, 2)
+SELECT json_build_array(
+    c.oid, n.nspname, c.relname, c.relkind, c.relreplident, c.relpersistence, pg_catalog.pg_relation_filenode(c.oid),
+    c.relrowsecurity AND pg_catalog.row_security_active(c.oid),
+    (SELECT json_agg(json_build_array(a.attnum, a.attname, a.atttypid, a.atttypmod,
+                pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated, a.xmin::text, a.atthasmissing)
+             ORDER BY a.attnum)
+     FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+    (SELECT json_agg(a.attname ORDER BY k.place)
+     FROM pg_catalog.pg_index i, unnest(i.indkey) WITH ORDINALITY AS k (number, place), pg_catalog.pg_attribute a
+     WHERE i.indrelid = c.oid AND i.indisprimary AND i.indisvalid AND (i.indimmediate OR c.relreplident = 'f')
+         AND k.place <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.number),
+    (SELECT json_agg(a.attname ORDER BY k.place)
+     FROM pg_catalog.pg_index i, unnest(i.indkey) WITH ORDINALITY AS k (number, place), pg_catalog.pg_attribute a
+     WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid
+         AND k.place <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.number),
+    CASE WHEN c.relkind = 'p' THEN
+        (SELECT json_agg(json_build_array(t.relid::pg_catalog.oid, pg_catalog.pg_relation_filenode(t.relid))
+                 ORDER BY t.relid::pg_catalog.oid)
+         FROM pg_catalog.pg_partition_tree(c.oid) AS t WHERE t.isleaf AND t.relid <> c.oid) END,
+    p.tablename IS NOT NULL, to_json(p.columns), coalesce(p.filtered, false))
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN published p ON p.schemaname = n.nspname AND p.tablename = c.relname
+WHERE c.relkind IN ('r', 'p') AND {which}
+"""
+
+
+def _select(session: Session, which: str, publications: Iterable[str], parameter: str) -> list[Table]:
+    lists = session.server_version >= 150000
+    text = _TABLES.format(
+        which=which,
+        columns="unnest(attnames)::text" if lists else "NULL::text",
+        filtered="rowfilter IS NOT NULL" if lists else "false",
+    )
+    rows = session.run(text, [sql.text_array(publications), parameter], doing="reading the catalog")
+    return [_table(json.loads(row[0] or "")) for row in rows]
+
+
+def _table(row: Json) -> Table:
+    oid, schema, name, kind, identity, persistence, filenode, row_security, columns, primary, index, children, *rest = row
+    is_published, published, filtered = rest
+    attributes = tuple(Attribute(*column) for column in columns or ())
+    names = None
+    if is_published:
+        # Before version 15 there are no column lists: all that is not generated.
+        listed = [item for item in published or () if item is not None]
+        names = frozenset(listed or (column.name for column in attributes if not column.generated))
+    return Table(
+        oid,
+        TableId(schema, name),
+        kind,
+        identity,
+        persistence,
+        filenode,
+        row_security,
+        attributes,
+        tuple(primary or ()),
+        tuple(index or ()),
+        tuple((child[0], child[1]) for child in children or ()),
+        names,
+        filtered,
+    )
+
+
+def candidates(session: Session, publications: Iterable[str]) -> list[Table]:
+    """Every table that a user could mean: ordinary and partition roots, permanent or unlogged; not leaves, which come under
+    their root's name, nor the system's, nor the bookkeeping of a sink that writes to this same database."""
+    return _select(
+        session,
+        "NOT c.relispartition AND c.relpersistence <> 't' AND n.nspname <> ALL ($2::text[]) AND n.nspname !~ '^pg_'",
+        publications,
+        sql.text_array(["information_schema", "_cdc"]),
+    )
+
+
+def by_oid(session: Session, publications: Iterable[str], oids: Iterable[int]) -> dict[int, Table]:
+    """The tables with these oids that still exist."""
+    found = _select(session, "c.oid = ANY ($2::oid[])", publications, sql.text_array(map(str, oids)))
+    return {table.oid: table for table in found}
+
+
+def by_name(session: Session, publications: Iterable[str], ids: Iterable[TableId]) -> dict[TableId, Table]:
+    """The tables with these names that exist."""
+    wanted = json.dumps([list(table) for table in ids])
+    found = _select(
+        session,
+        "(n.nspname, c.relname) IN (SELECT e->>0, e->>1 FROM json_array_elements($2::json) AS e)",
+        publications,
+        wanted,
+    )
+    return {table.id: table for table in found}
+
+
+def references(session: Session) -> set[tuple[TableId, TableId]]:
+    """Foreign keys as (referring, referenced) tables; a leaf's own are its root's business."""
+    rows = session.run(
+        """SELECT DISTINCT n.nspname, c.relname, m.nspname, d.relname FROM pg_catalog.pg_constraint f
+           JOIN pg_catalog.pg_class c ON c.oid = f.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+           JOIN pg_catalog.pg_class d ON d.oid = f.confrelid JOIN pg_catalog.pg_namespace m ON m.oid = d.relnamespace
+           WHERE f.contype = 'f' AND f.conrelid <> f.confrelid"""
+    )
+    return {(TableId(r[0] or "", r[1] or ""), TableId(r[2] or "", r[3] or "")) for r in rows}
+
+
+def referenced_first(ids: Iterable[TableId], refers: set[tuple[TableId, TableId]]) -> list[TableId]:
+    """By name, but referenced tables before those that refer to them; tables of a cycle in the order of their names."""
+    ordered = sorted(ids)
+    needs: dict[TableId, set[TableId]] = {table: set() for table in ordered}
+    for referring, referenced in refers:
+        if referring in needs and referenced in needs:
+            needs[referring].add(referenced)
+    done: list[TableId] = []
+    while needs:
+        ready = [table for table, waits in needs.items() if not waits] or [next(iter(needs))]
+        done += ready
+        for table in ready:
+            del needs[table]
+        for waits in needs.values():
+            waits.difference_update(ready)
+    return done

@@ -1,0 +1,195 @@
+"""What must be true of a server before it is captured, each finding with the statement that mends it. Reads only.
+
+The invariant: nothing that would lose, shorten or tear a stream later passes here as less than an error. The same code runs
+for `cdc check`, at every start and at every reconnect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from cdc.catalogue.postgres import ENTRIES
+from cdc.postgres import facts, slot, sql
+from cdc.postgres.facts import Table
+from cdc.postgres.session import Session
+from cdc.postgres.slot import Publications
+from cdc.source import Finding
+from cdc.table import TableId
+
+VERSIONS = range(14, 19)
+OLD_TRANSACTION = "5 minutes"
+
+
+class Plan(NamedTuple):
+    """What capture is about to use: its names, and the selected tables as the catalog has them."""
+
+    slot: str
+    publications: Publications
+    tables: Sequence[Table]
+    insert_only: frozenset[TableId]
+    unmatched: Sequence[str] = ()
+
+
+def error(code: str, detail: str, where: str = "", remedy: str | None = None) -> Finding:
+    return Finding("error", code, detail, where, ENTRIES[code].remedy if remedy is None else remedy)
+
+
+def warning(code: str, detail: str, where: str = "", remedy: str | None = None) -> Finding:
+    return Finding("warning", code, detail, where, ENTRIES[code].remedy if remedy is None else remedy)
+
+
+def findings(session: Session, plan: Plan) -> list[Finding]:
+    """All of them, errors first."""
+    checks: tuple[Callable[[Session, Plan], Iterator[Finding]], ...] = (
+        _server,
+        _role,
+        _capacity,
+        _tables,
+        _partitions,
+        _publications,
+        _retention,
+    )
+    found = [finding for check in checks for finding in check(session, plan)]
+    return sorted(found, key=lambda finding: finding.severity != "error")
+
+
+def _server(session: Session, _plan: Plan) -> Iterator[Finding]:
+    major = session.server_version // 10000
+    if major not in VERSIONS:
+        yield error("CDC-PG-110", f"the server is version {major}")
+    level, recovering, encoding, pid = session.run(
+        """SELECT current_setting('wal_level'), pg_catalog.pg_is_in_recovery(), current_setting('server_encoding'),
+                  pg_catalog.pg_backend_pid()"""
+    )[0]
+    if level != "logical":
+        yield error("CDC-PG-112", f"wal_level is {level}")
+    if recovering == "t":
+        yield error("CDC-PG-113", "the server is a standby")
+    if encoding == "SQL_ASCII":
+        yield error("CDC-PG-114", "the database's encoding is SQL_ASCII")
+    if int(pid or 0) != session.pg.backend_pid:
+        yield error("CDC-PG-117", "the connection goes through a pooler: it names another process than the server does")
+
+
+def _role(session: Session, _plan: Plan) -> Iterator[Finding]:
+    role, allowed = session.run(
+        "SELECT rolname, rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
+    )[0]
+    if allowed != "t":
+        yield error("CDC-PG-115", f"role {role} lacks REPLICATION", role or "", f"ALTER ROLE {sql.ident(role or '')} REPLICATION")
+
+
+def _capacity(session: Session, plan: Plan) -> Iterator[Finding]:
+    slots, slots_max, senders, senders_max = session.run(
+        """SELECT (SELECT count(*) FROM pg_catalog.pg_replication_slots), current_setting('max_replication_slots'),
+                  (SELECT count(*) FROM pg_catalog.pg_stat_replication), current_setting('max_wal_senders')"""
+    )[0]
+    if int(slots or 0) >= int(slots_max or 0) and slot.find(session, plan.slot) is None:
+        yield error("CDC-PG-111", f"all {slots_max} replication slots are taken")
+    if int(senders_max or 0) == 0:
+        yield error("CDC-PG-116", "max_wal_senders is 0")
+    elif int(senders or 0) >= int(senders_max or 0):
+        yield error("CDC-PG-116", f"all {senders_max} walsenders are busy")
+
+
+def _tables(session: Session, plan: Plan) -> Iterator[Finding]:
+    if not plan.tables:
+        yield error("CDC-PG-137", "the selection matches no table")
+    for pattern in plan.unmatched:
+        yield warning("CDC-PG-138", f"nothing matches {pattern}")
+    role = session.run("SELECT current_user")[0][0] or ""
+    readable = _readable(session, plan.tables)
+    for table in plan.tables:
+        where = str(table.id)
+        if table.persistence == "u":
+            remedy = f"ALTER TABLE {sql.qualified(table.id)} SET LOGGED"
+            yield warning("CDC-PG-134", f"{where} is unlogged and is left out", where, remedy)
+            continue
+        schema_allowed, table_allowed = readable[table.oid]
+        if not schema_allowed:
+            remedy = f"GRANT USAGE ON SCHEMA {sql.ident(table.id.schema)} TO {sql.ident(role)}"
+            yield error("CDC-PG-104", f"role {role} may not use schema {table.id.schema}", where, remedy)
+        if not table_allowed:
+            remedy = f"GRANT SELECT ON {sql.qualified(table.id)} TO {sql.ident(role)}"
+            yield error("CDC-PG-104", f"role {role} may not read {where}", where, remedy)
+        if table.row_security:
+            remedy = f"ALTER ROLE {sql.ident(role)} BYPASSRLS"
+            yield error("CDC-PG-133", f"row security hides rows of {where} from role {role}", where, remedy)
+        if not table.identified and table.id not in plan.insert_only:
+            yield error("CDC-PG-132", f"{where} has no usable replica identity", where, _full(table.id))
+
+
+def _full(table: TableId) -> str:
+    return f"ALTER TABLE {sql.qualified(table)} REPLICA IDENTITY FULL"
+
+
+def _readable(session: Session, tables: Sequence[Table]) -> dict[int, tuple[bool, bool]]:
+    rows = session.run(
+        """SELECT c.oid, pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'),
+                  pg_catalog.has_table_privilege(c.oid, 'SELECT')
+           FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1::oid[])""",
+        [sql.text_array(str(table.oid) for table in tables)],
+    )
+    return {int(oid or 0): (schema == "t", table == "t") for oid, schema, table in rows}
+
+
+def _partitions(session: Session, plan: Plan) -> Iterator[Finding]:
+    """A leaf has its own replica identity, which nothing keeps equal to the root's."""
+    roots = {child[0]: table for table in plan.tables if table.id not in plan.insert_only for child in table.children}
+    for oid, leaf in facts.by_oid(session, plan.publications, roots).items():
+        root, where = roots[oid], str(leaf.id)
+        if not leaf.identified:
+            yield error("CDC-PG-132", f"partition {where} of {root.id} has no usable replica identity", where, _full(leaf.id))
+        elif leaf.identity != "f" and (leaf.identity != root.identity or leaf.key(False) != root.key(False)):
+            detail = f"the replica identity of partition {where} differs from that of {root.id}"
+            yield error("CDC-PG-132", detail, where, _full(leaf.id))
+
+
+def _publications(session: Session, plan: Plan) -> Iterator[Finding]:
+    existing = slot.owned(session, plan.publications)
+    for table in plan.tables:
+        if table.filtered:
+            yield error("CDC-PG-136", f"a publication leaves out rows of {table.id}", str(table.id))
+    may_create, *_ = session.run("SELECT has_database_privilege(current_database(), 'CREATE')")[0]
+    foreign = _not_ours(session, plan.tables)
+    for name, inserts in ((plan.publications.all, False), (plan.publications.inserts, True)):
+        usable = [table for table in plan.tables if table.persistence != "u" and (table.id in plan.insert_only) == inserts]
+        missing = [table.id for table in usable if table.published is None]
+        statement = slot.publish_statement(name, missing, inserts=inserts, exists=name in existing)
+        named = ", ".join(map(str, missing))
+        if name in existing and not existing[name]:
+            if not inserts and (reason := slot.incomplete(session, name)):
+                yield error("CDC-PG-135", f"publication {name} belongs to another role and {reason}", name)
+            if missing:
+                yield error("CDC-PG-131", f"publication {name} belongs to another role and lacks {named}", name, statement)
+        elif missing and name not in existing and may_create != "t":
+            yield error("CDC-PG-131", "the role may not create a publication: it lacks CREATE on the database", name, statement)
+        elif others := [table for table in missing if table in foreign]:
+            detail = f"the role may not publish {', '.join(map(str, others))}: only a table's owner may"
+            yield error("CDC-PG-131", detail, name, statement)
+
+
+def _not_ours(session: Session, tables: Sequence[Table]) -> set[TableId]:
+    rows = session.run(
+        "SELECT oid FROM pg_catalog.pg_class WHERE oid = ANY ($1::oid[]) AND NOT pg_catalog.pg_has_role(relowner, 'USAGE')",
+        [sql.text_array(str(table.oid) for table in tables)],
+    )
+    oids = {int(row[0] or 0) for row in rows}
+    return {table.id for table in tables if table.oid in oids}
+
+
+def _retention(session: Session, _plan: Plan) -> Iterator[Finding]:
+    rows = session.run(
+        """SELECT name, setting || coalesce(unit, '') FROM pg_catalog.pg_settings
+           WHERE (name = 'max_slot_wal_keep_size' AND setting <> '-1') OR (name = 'idle_replication_slot_timeout' AND setting <> '0')"""
+    )
+    for name, value in rows:
+        remedy = f"ALTER SYSTEM SET {name} = {-1 if name == 'max_slot_wal_keep_size' else 0}; SELECT pg_reload_conf()"
+        yield warning("CDC-PG-140", f"{name} is {value}: the server gives up the slot of a capture that is away for long", "", remedy)
+    old = session.run(
+        f"""SELECT 'pid ' || pid || ' (' || coalesce(nullif(application_name, ''), 'unnamed') || ')' FROM pg_catalog.pg_stat_activity
+            WHERE backend_xid IS NOT NULL AND xact_start < now() - interval '{OLD_TRANSACTION}'"""
+    )
+    for row in old:
+        yield warning("CDC-PG-141", f"{row[0]} has had a transaction open for more than {OLD_TRANSACTION}")
