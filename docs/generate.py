@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cdc.catalogue import CATALOGUE
-from cdc.postgres.grants import publication, source_grants
+from cdc.postgres.grants import source_grants
+from cdc.postgres.slot import publish_statement
+from cdc.table import TableId
 from sinks.postgres.grants import sink_grants
 
 FOLDER = Path(__file__).parent
@@ -37,7 +39,8 @@ def postgres_roles() -> str:
     """The roles for Postgres, with their privileges."""
     source = source_grants("cdc", "…", "shop", ["public"], ["app"])
     reader = source_grants("cdc", "…", "shop", ["public"])
-    made_by_dba = [*reader, publication("cdc_shop", [("public", "customer"), ("public", "orders")])]
+    tables = [TableId("public", "customer"), TableId("public", "orders")]
+    made_by_dba = [*reader, publish_statement("cdc_shop", tables, inserts=False, exists=False)]
     return f"""# Roles for Postgres
 
 Neither role is a superuser. The tests run as these, with exactly these privileges. Below, `shop` is the source's database, `app` the

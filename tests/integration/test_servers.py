@@ -20,7 +20,8 @@ import pytest
 from cdc.demo import binaries
 from cdc.demo.postgres import EmbeddedPostgres
 from cdc.errors import CdcError
-from cdc.postgres import grants
+from cdc.postgres.slot import publish_statement
+from cdc.table import TableId
 from tests.servers import Database, Server, execute
 
 
@@ -61,7 +62,7 @@ def test_the_documented_capture_role_reads_publishes_and_writes_nothing(database
 def test_the_role_beside_a_dbas_publication_owns_nothing(database: Database) -> None:
     database.execute('CREATE TABLE "it\'s ""t"" 50%" (a int PRIMARY KEY)')
     reader = database.grant_source(owns_publication=False)
-    database.execute(grants.publication('p "1"', [("public", 'it\'s "t" 50%')]))
+    database.execute(publish_statement('p "1"', [TableId("public", 'it\'s "t" 50%')], inserts=False, exists=False))
     assert execute(reader, "SELECT tablename FROM pg_publication_tables") == [('it\'s "t" 50%',)]
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         execute(reader, 'INSERT INTO "it\'s ""t"" 50%" VALUES (1)')

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from ruamel.yaml import YAML
 
-from cdc import config
+from cdc import cli, config
 from cdc.postgres.grants import source_grants
 from sinks.postgres.grants import sink_grants
 
@@ -53,6 +54,15 @@ def test_compose_has_two_databases_and_one_service_per_role() -> None:
 
 
 @pytest.mark.parametrize("service", OURS)
+def test_the_command_is_one_that_cdc_understands(service: str) -> None:
+    verb, *arguments = SERVICES[service]["command"]
+    command = typer.main.get_command(cli.app)
+    with command.make_context("cdc", [verb, *arguments], resilient_parsing=True) as context:
+        _, parsed, rest = command.resolve_command(context, [verb, *arguments])
+        parsed.make_context(verb, rest, parent=context)
+
+
+@pytest.mark.parametrize("service", OURS)
 def test_the_pipeline_file_is_valid_with_the_services_environment(service: str) -> None:
     loaded = config.load(PIPELINE, environment(service))
     assert "warehouse" in loaded.sinks
@@ -66,7 +76,7 @@ def test_the_pipeline_file_is_valid_with_the_services_environment(service: str) 
 @pytest.mark.parametrize("service", OURS)
 def test_the_pipeline_file_is_mounted_where_the_service_looks(service: str) -> None:
     mounts = {mount.split(":")[0]: mount.split(":")[1] for mount in SERVICES[service]["volumes"]}
-    assert mounts["./deploy/compose/pipeline.yaml"] == f"{final_stage()['WORKDIR']}/{config.DEFAULT_FILE}"
+    assert mounts["./deploy/compose/pipeline.yaml"] == f"{final_stage()['WORKDIR']}/{cli.DEFAULT_FILE}"
     assert f"{mounts['log']}" == final_stage()["VOLUME"]
 
 
