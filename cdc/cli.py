@@ -21,9 +21,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cdc.errors import EXIT_FAILED, CdcError
+from cdc.errors import CdcError
 
-DEFAULT_FILE = Path("pipeline.yaml")
 EXIT_INTERRUPTED, EXIT_PIPE_CLOSED = 130, 141
 
 app = typer.Typer(
@@ -103,10 +102,13 @@ def init(
         typer.Argument(metavar="SOURCE_URL", help="The database to capture; ${NAME} is taken from the environment."),
     ],
     sink: Annotated[list[str] | None, _option("--sink", help="A target's URL; may be repeated.", metavar="URL")] = None,
-    output: Annotated[Path, _option("--output", "-o", help="The file to write; never overwritten.")] = DEFAULT_FILE,
+    output: Annotated[
+        Path | None,
+        _option("--output", "-o", help="The file to write; never overwritten.", show_default="pipeline.yaml"),
+    ] = None,
 ) -> None:
     """Write a commented pipeline file from a live database. Reads only."""
-    _call("init", source_url=source_url, sinks=sink or [], output=output)
+    _call("init", source_url=source_url, sinks=sink or [], output=_file(output, None))
 
 
 @verb
@@ -246,6 +248,8 @@ def version(as_json: Json = False) -> None:
 
 
 def _file(positional: Path | None, option: Path | None) -> Path:
+    from cdc.config import DEFAULT_FILE
+
     return positional or option or DEFAULT_FILE
 
 
@@ -269,30 +273,31 @@ def _run(verb: str, arguments: dict[str, Any]) -> int:
     try:
         return int(import_module(f"cdc.commands.{verb}").run(**arguments))
     except CdcError as error:
-        if arguments.get("as_json"):
-            print(presentation.answer(verb, error=error))  # noqa: T201  # the answer itself
-        else:
-            presentation.say(presentation.error_text(error))
-        _traceback(error)
-        return error.exit_code
+        return _failed(verb, error, error, arguments)
     except KeyboardInterrupt:
         presentation.say("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001  # the last resort of the process
-        presentation.say(presentation.bug_text(error))
-        _traceback(error)
-        return EXIT_FAILED
+        from cdc.supervise import as_bug
+
+        return _failed(verb, as_bug(error), error, arguments)
 
 
-def _traceback(error: BaseException) -> None:
+def _failed(verb: str, error: CdcError, cause: BaseException, arguments: dict[str, Any]) -> int:
+    """Show the error in the form that was asked for; its exit code."""
+    from cdc import presentation
+
+    if arguments.get("as_json"):
+        print(presentation.answer(verb, error=error))  # noqa: T201  # the answer itself
+    else:
+        presentation.say(presentation.error_text(error))
     if _Common.debug:
         import traceback
 
-        from cdc import presentation
-
-        presentation.say("".join(traceback.format_exception(error)).rstrip())
+        presentation.say("".join(traceback.format_exception(cause)).rstrip())
+    return error.exit_code
 
 
 def main() -> None:

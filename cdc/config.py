@@ -31,7 +31,7 @@ from pydantic import (
     model_validator,
 )
 
-from cdc.config_file import Document, Variables, read
+from cdc.config_file import Document, given, read
 from cdc.config_problems import add_problems
 from cdc.config_values import (
     Address,
@@ -55,6 +55,8 @@ from cdc.secrets import Url, is_exposed, register
 from cdc.selection import Rename, TableFilter
 from cdc.source import Finding
 from cdc.suggest import did_you_mean
+
+DEFAULT_FILE = Path("pipeline.yaml")
 
 
 class Section(BaseModel):
@@ -113,7 +115,7 @@ class LogConfig(Section):
     retention: Literal["forever", "applied"] = "forever"
     """`forever` keeps the whole history, from which targets can be rebuilt and added; `applied` keeps what a sink still needs."""
 
-    free_bytes_min: Size = 512 << 20
+    free_bytes_min: Size = 256 << 20
     """Capture stops before less than this is free on the disk."""
 
     @model_validator(mode="before")
@@ -220,18 +222,17 @@ class Config(Section):
 
         Without a `name` it is made of the two databases, so that the same command finds its log again.
         """
-        document = Document("command line", Path())
-        variables = Variables(document, environ)
-        source_url, target_url = variables.resolve(source_url), variables.resolve(target_url)
-        name = name or _copy_name(source_url, target_url)
-        document.data = {
-            "pipeline": name,
-            "source": source_url,
-            "tables": list(tables),
-            "log": {"path": str(folder.absolute() / f"{name}.log"), "retention": "applied"},
-            "sinks": {"target": target_url},
-        }
-        return cls._checked(document, environ)
+        data: dict[str, Any] = {"source": source_url, "tables": list(tables), "sinks": {"target": target_url}}
+        if name is None:
+            resolved = given(data, "command line", environ).data
+            name = _copy_name(resolved["source"], resolved["sinks"]["target"])
+        log = {"path": str(folder.absolute() / f"{name}.log"), "retention": "applied"}
+        return cls.from_data({"pipeline": name, **data, "log": log}, "command line", environ)
+
+    @classmethod
+    def from_data(cls, data: Any, origin: str, environ: Mapping[str, str] = os.environ) -> Self:
+        """What a file would say, from a command. `origin` stands for the file in errors; variables are resolved as in one."""
+        return cls._checked(given(data, origin, environ), environ)
 
     @classmethod
     def _checked(cls, document: Document, environ: Mapping[str, str]) -> Self:

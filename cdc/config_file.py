@@ -126,6 +126,26 @@ def read(path: Path, environ: Mapping[str, str]) -> Document:
     return document
 
 
+def given(data: Any, name: str, environ: Mapping[str, str]) -> Document:
+    """A document that comes from a command: `name` stands for the file, and nothing has a place."""
+    document = Document(name, Path())
+    variables = Variables(document, environ)
+
+    def resolved(value: Any, path: YamlPath) -> Any:
+        if isinstance(value, dict):
+            return {key: resolved(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [resolved(item, (*path, index)) for index, item in enumerate(value)]
+        count = len(document.problems)
+        text = variables.resolve(value) if isinstance(value, str) else value
+        if len(document.problems) > count:
+            document.spoiled.add(path)
+        return text
+
+    document.data = resolved(data, ())
+    return document
+
+
 class _Walk:
     """Turns YAML's nodes into plain data."""
 

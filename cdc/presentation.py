@@ -64,11 +64,6 @@ def _block(mark: str, code: str, detail: str, where: str | None, remedy: str) ->
     return redact("\n".join(lines))
 
 
-def bug_text(error: BaseException) -> str:
-    """One line for an exception that has no code. Its own text stays out: a driver's can quote rows."""
-    return f"✗ CDC-CFG-100 {entry('CDC-CFG-100').title}: {type(error).__name__}; this is a bug (--debug shows where)"
-
-
 def answer(command: str, result: Any = None, error: CdcError | None = None, *, ok: bool | None = None) -> str:
     """The one JSON object of a `--json` answer: {command, ok, result, error}; a stable contract."""
     body: Mapping[str, Any] = {
@@ -92,11 +87,11 @@ def _hidden(value: Any) -> Any:
 
 
 def confirmed(question: str, yes: bool) -> bool:
-    """The user's word, asked on the terminal; `yes` is --yes. Raises CDC-CFG-110 when there is nobody to ask."""
+    """The user's word, asked on the terminal; `yes` is --yes. Raises CDC-RUN-302 when there is nobody to ask."""
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise CdcError("CDC-CFG-110", question)
+        raise CdcError("CDC-RUN-302", question)
     sys.stderr.write(for_stream(redact(f"{question} [y/N] "), sys.stderr))
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,14 +1,8 @@
 """Catalogue entries CDC-CFG-nnn; see the package's docstring."""
 
-from cdc.errors import EXIT_CONFIG, EXIT_FAILED, Entry
+from cdc.errors import EXIT_CONFIG, Entry
 
 ENTRIES: dict[str, Entry] = {
-    "CDC-CFG-100": Entry(
-        "unexpected error",
-        "Something happened that Penstock has no name for: a bug. Nothing is confirmed before it is durable, so nothing was lost.",
-        "run the command again with --debug and report what it prints",
-        EXIT_FAILED,
-    ),
     "CDC-CFG-101": Entry(
         "the pipeline file cannot be read",
         "The file that describes the pipeline is missing, or may not be read by this user, or is not UTF-8 text.",
@@ -66,9 +60,15 @@ ENTRIES: dict[str, Entry] = {
         EXIT_CONFIG,
     ),
     "CDC-CFG-110": Entry(
-        "a confirmation is needed",
-        "The command changes something that cannot be had back, and there is no terminal to ask on.",
-        "look at what it would do with --dry-run, then run it with --yes",
+        "the file exists already",
+        "cdc init writes a new pipeline file and never changes one that is there.",
+        "name another file with --output, or move the old one away",
+        EXIT_CONFIG,
+    ),
+    "CDC-CFG-111": Entry(
+        "the pipeline file cannot be written",
+        "The system refused to make the file that cdc init was to write.",
+        "name a file in a folder that this user may write, with --output",
         EXIT_CONFIG,
     ),
 }
