@@ -9,10 +9,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 
+import hypothesis
 import pytest
 
 from tests import servers
 from tests.servers import Database, Server
+
+# Random in CI too, which hypothesis would not be by itself; a failure prints what repeats it. No deadline: the machine is shared.
+hypothesis.settings.register_profile("penstock", deadline=None, derandomize=False, database=None, print_blob=True)
+hypothesis.settings.register_profile("full", hypothesis.settings.get_profile("penstock"), max_examples=2000)
+hypothesis.settings.load_profile("full" if os.environ.get("PENSTOCK_FULL") else "penstock")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

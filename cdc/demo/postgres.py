@@ -75,7 +75,6 @@ class EmbeddedPostgres:
     ) -> None:
         self.major, self.port, self.password = major, port, password
         self.settings = {**SETTINGS, "fsync": "on" if fsync else "off", **(settings or {})}
-        self._any_port = port == 0
         self._user = server_user()
         self._bin = bin_folder or cached(major, self._user)
         self._temporary = folder is None
@@ -107,7 +106,7 @@ class EmbeddedPostgres:
         A port taken by somebody else meanwhile is given up for another one, unless it was asked for or is already known to
         others: then it is waited for. Raises CDC-DEMO-102 with the end of the server's log."""
         deadline = time.monotonic() + timeout_s
-        if not (self.data / "PG_VERSION").exists():
+        if not self.data.exists():
             self._initialise(timeout_s)
         known = self.port != 0
         for attempt in range(START_ATTEMPTS):
@@ -173,8 +172,8 @@ class EmbeddedPostgres:
         self.close()
 
     def _initialise(self, timeout_s: float) -> None:
-        """`initdb` into a folder of the server's user; UTF-8, byte order, checksums as the version has them."""
-        shutil.rmtree(self.data, ignore_errors=True)  # What an interrupted one left.
+        """`initdb` beside the data folder, which is therefore whole as soon as it is there; UTF-8, in byte order."""
+        making = self.folder / f".data-{secrets.token_hex(8)}"
         secret = self.folder / f".secret-{secrets.token_hex(8)}"
         secret.touch(mode=0o600)
         secret.write_text(self.password or "none needed")
@@ -183,7 +182,7 @@ class EmbeddedPostgres:
         command = [
             "initdb",
             "-D",
-            str(self.data),
+            str(making),
             "-U",
             "postgres",
             "-E",
@@ -206,6 +205,7 @@ class EmbeddedPostgres:
                     env=_environment(),
                 )
                 if done.returncode == 0:
+                    making.rename(self.data)
                     return
             raise CdcError(
                 "CDC-DEMO-102", f"initdb: {done.stderr.decode(errors='replace')[-2000:]}", where=str(self.folder)
@@ -216,6 +216,7 @@ class EmbeddedPostgres:
             ) from None
         finally:
             secret.unlink()
+            shutil.rmtree(making, ignore_errors=True)
 
     def _launch(self, deadline: float) -> bool:
         """One attempt: true when the server is ready, false when it ended by itself. Raises when the time is up."""

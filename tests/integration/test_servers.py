@@ -169,6 +169,25 @@ def test_the_cache_is_made_once_though_two_make_it_at_once(open_folder: Path) ->
     ).stdout.startswith("postgres")
 
 
+def test_a_folder_named_data_that_is_not_postgres_is_left_alone(open_folder: Path) -> None:
+    (open_folder / "data").mkdir()
+    (open_folder / "data" / "thesis").touch()
+    with pytest.raises(CdcError) as raised:
+        EmbeddedPostgres(open_folder).__enter__()
+    assert raised.value.code == "CDC-DEMO-102"
+    assert (open_folder / "data" / "thesis").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
+def test_a_temporary_folder_closed_to_the_servers_user_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with EmbeddedPostgres(fsync=False) as server:
+        assert execute(server.url(), "SELECT 1") == [(1,)]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's cache has to be open to others")
 def test_a_cache_closed_to_the_servers_user_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path.chmod(0o700)

@@ -76,7 +76,7 @@ def test_the_pipeline_file_is_valid_with_the_services_environment(service: str) 
 @pytest.mark.parametrize("service", OURS)
 def test_the_pipeline_file_is_mounted_where_the_service_looks(service: str) -> None:
     mounts = {mount.split(":")[0]: mount.split(":")[1] for mount in SERVICES[service]["volumes"]}
-    assert mounts["./deploy/compose/pipeline.yaml"] == f"{final_stage()['WORKDIR']}/{cli.DEFAULT_FILE}"
+    assert mounts["./deploy/compose/pipeline.yaml"] == f"{final_stage()['WORKDIR']}/{config.DEFAULT_FILE}"
     assert f"{mounts['log']}" == final_stage()["VOLUME"]
 
 
