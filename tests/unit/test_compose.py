@@ -67,6 +67,7 @@ def test_the_pipeline_file_is_valid_with_the_services_environment(service: str) 
     loaded = config.load(PIPELINE, environment(service))
     assert "warehouse" in loaded.sinks
     assert loaded.source.url.hosts == "source:5432"
+    assert loaded.source.url.password == "try-cdc"
     assert loaded.sinks["warehouse"].url.hosts == "target:5432"
     assert (loaded.server.bind.host, loaded.server.bind.port) == ("0.0.0.0", 8484)
     (volume,) = [mount.split(":")[1] for mount in SERVICES[service]["volumes"] if mount.startswith("log:")]
