@@ -39,6 +39,8 @@ def add_problems(document: Document, error: ValidationError, model: type[BaseMod
         path = path[:-1] if of_key else path
         if path in document.spoiled:
             continue
+        if path not in document.values and path[:-1] in document.values and details["type"] == "value_error":
+            path = path[:-1]  # a URL or a path that stands for the whole section
         for below, message in _messages(details, path, model):
             is_key = of_key or details["type"] == "extra_forbidden" or bool(below)
             document.problems.append((document.place((*path, *below), of_key=is_key), message))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -54,6 +55,13 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a value is written, for docs/reference/config.md."""
+
+    text: str
 
 
 def _name(text: str) -> str:
@@ -136,19 +144,25 @@ def _made_of(parts: Any, make: Callable[[Any], Any]) -> GetPydanticSchema:
     return GetPydanticSchema(schema)
 
 
-Name = Annotated[str, AfterValidator(_name)]
-SlotName = Annotated[str, AfterValidator(_slot)]
-PublicationName = Annotated[str, AfterValidator(_publication)]
-DatabaseUrl = Annotated[Url, PlainValidator(_url), PlainSerializer(str)]
-Count = Annotated[int, Field(gt=0)]
-Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
-Bind = Annotated[Address, PlainValidator(_address), PlainSerializer(str)]
-FolderPath = Annotated[Path, AfterValidator(_within), PlainSerializer(str)]
+Name = Annotated[str, AfterValidator(_name), Form("name")]
+SlotName = Annotated[str, AfterValidator(_slot), Form("name")]
+PublicationName = Annotated[str, AfterValidator(_publication), Form("name")]
+DatabaseUrl = Annotated[Url, PlainValidator(_url), PlainSerializer(str), Form("URL")]
+Count = Annotated[int, Field(gt=0), Form("number")]
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0), Form("bytes, or text such as 256MB")]
+Seconds = Annotated[float, Field(gt=0), Form("seconds")]
+Bind = Annotated[Address, PlainValidator(_address), PlainSerializer(str), Form("host:port")]
+FolderPath = Annotated[Path, AfterValidator(_within), PlainSerializer(str), Form("path")]
 Tables = Annotated[
     TableFilter,
     _made_of(tuple[Annotated[Pattern, PlainValidator(_pattern)], ...], TableFilter),
     PlainSerializer(lambda tables: [pattern.text for pattern in tables.patterns]),
+    Form("list of patterns"),
 ]
-RenameRules = Annotated[Rename, _made_of(dict[str, str], _rename), PlainSerializer(lambda rename: dict(rename.rules))]
+RenameRules = Annotated[
+    Rename,
+    _made_of(dict[str, str], _rename),
+    PlainSerializer(lambda rename: dict(rename.rules)),
+    Form("expression → replacement"),
+]
 TableName = Annotated[TableId, _made_of(str, TableId.parse), PlainSerializer(str)]

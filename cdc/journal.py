@@ -33,6 +33,11 @@ def bind(**fields: str) -> None:
     structlog.contextvars.bind_contextvars(**fields)
 
 
+def unbind() -> None:
+    """Take all bound fields away."""
+    structlog.contextvars.clear_contextvars()
+
+
 def configure(format: Format | None = None, *, debug: bool = False, stream: TextIO | None = None) -> None:
     """Send all log lines of this process, drivers' included, to `stream` (stderr). Replaces what was configured before."""
     stream = sys.stderr if stream is None else stream
