@@ -1,0 +1,221 @@
+"""Capture's codec: a table's rows as Postgres sends them → framed Avro keys and values. Compiled once per schema version.
+
+The same row gives the same bytes whether it came through the stream, binary or text, or in a chunk (rule R7), and NULL,
+UNCHANGED and "not sent" stay three things (rule R6). Input that is not exactly a row of the schema raises CDC-PG-151 with the
+table and the LSN, never a value; nothing is appended then.
+
+    insert, update(frame, sequence, lsn)   generated; one call per message, no object per row
+    delete, truncate, key changes          the slow path over the same generated row reader
+    encode(payloads, ...)                  generated; one call per list of COPY payloads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from cdc.avro import HEADER_BYTES, string
+from cdc.postgres.envelope import Transaction
+from cdc.postgres.generated import CHUNK, STREAM, compiled
+from cdc.postgres.pgoutput import XLOGDATA_BYTES
+from cdc.postgres.rowcode import BINARY, COPY, MALFORMED, TEXT
+from cdc.postgres.rows import Rows
+from cdc.postgres.sql import ident
+from cdc.postgres.values import NULL, SOME
+from cdc.records import Records
+from cdc.table import TableSchema
+
+COPY_HEADER_BYTES = 19
+_COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)  # no flags, no extension
+_COPY_TRAILER = b"\xff\xff"
+_NEW, _OLD_KEY, _OLD_ROW = b"N"[0], b"K"[0], b"O"[0]
+
+Encode = Callable[[bytes, int, int], None]
+
+
+class Moved(NamedTuple):
+    """An update changed the key: a `d` of `old` and a `c` of `new` (framed keys) were appended, with two sequence numbers.
+
+    `partial`: the `c` has UNCHANGED columns (a `cdc.source.Move`)."""
+
+    old: bytes
+    new: bytes
+    partial: bool
+
+
+class StreamCodec:
+    """Rows of one table in the stream. `begin` first, then one call per message, in order; each appends to the `Records` given
+    to `begin`. A `frame` is a whole XLogData payload (see `compile_stream`); `lsn` is its WAL start, `sequence` the number of the
+    first record that the call appends.
+
+    insert(frame, sequence, lsn)           appends one `c`
+    update(frame, sequence, lsn)           appends one `u` and returns None, or a `d` and a `c` and returns Moved
+    delete(frame, sequence, lsn)           appends one `d`
+    truncate(sequence, lsn)                appends one `t`, without a key
+    """
+
+    insert: Encode
+    update: Callable[[bytes, int, int], Moved | None]
+
+    def __init__(
+        self, schema: TableSchema, key_id: int | None, value_id: int, identity_full: bool, wire: str, start: int
+    ) -> None:
+        self._rows = Rows(schema, key_id, value_id)
+        self._identity_full = identity_full
+        self._start = start
+        self._records = Records()
+        made = compiled(STREAM, self._rows, wire, start=start, changed=self._changed)
+        self.insert, self.update, self._begin, self._fields = made
+
+    def begin(self, transaction: Transaction, records: Records) -> None:
+        """Append to `records`, as of `transaction`, from here on."""
+        self._records = records
+        self._rows.transaction = transaction
+        self._begin(transaction, records.keys.append, records.values.append)
+
+    def delete(self, frame: bytes, sequence: int, lsn: int) -> None:
+        """The old row as sent becomes `before`; columns that were not sent are null there."""
+        rows = self._rows
+        try:
+            old, end = self._old(frame, self._start + 5)
+            if end != len(frame):
+                raise ValueError
+            key = rows.key(old)
+        except MALFORMED:
+            raise rows.malformed(lsn) from None
+        value = rows.value(b"\x02d", sequence, lsn, before=rows.row(old))
+        self._records.values.append(value)
+        self._records.keys.append(key)
+
+    def truncate(self, sequence: int, lsn: int) -> None:
+        self._records.values.append(self._rows.value(b"\x02t", sequence, lsn))
+        self._records.keys.append(None)
+
+    def _old(self, frame: bytes, at: int) -> tuple[list[bytes | None], int]:
+        """An old tuple and its end. None where the source did not send a column: all but the identity's in a key tuple."""
+        kind = frame[at]
+        if kind != (_OLD_ROW if self._identity_full else _OLD_KEY):
+            raise ValueError
+        columns, end = self._fields(frame, at + 1)
+        if kind == _OLD_KEY:  # a NULL outside the identity is a column that was not sent
+            for i in self._rows.other_indexes:
+                columns[i] = None if columns[i] == NULL else columns[i]
+        return columns, end
+
+    def _changed(self, frame: bytes, sequence: int, lsn: int) -> Moved | None:
+        """An update with an old tuple, or with UNCHANGED columns."""
+        rows, at = self._rows, self._start + 5
+        old: list[bytes | None] | None = None
+        try:
+            if frame[at] != _NEW:
+                old, at = self._old(frame, at)
+            if frame[at] != _NEW:
+                raise ValueError
+            new, end = self._fields(frame, at + 1)
+            if end != len(frame):
+                raise ValueError
+            if old is not None:
+                new = [was if column is None else column for column, was in zip(new, old, strict=True)]
+            key = rows.key(new)
+            old_key = key if old is None else rows.key(old)
+        except MALFORMED:
+            raise rows.malformed(lsn) from None
+        return self._append(old, new, old_key, key, sequence, lsn)
+
+    def _append(
+        self,
+        old: Sequence[bytes | None] | None,
+        new: Sequence[bytes | None],
+        old_key: bytes | None,
+        key: bytes | None,
+        sequence: int,
+        lsn: int,
+    ) -> Moved | None:
+        rows, keys, values = self._rows, self._records.keys, self._records.values
+        before = None if old is None else rows.row(old)
+        after, unchanged = rows.row(new, placeholders=True), rows.unchanged(new)
+        if old_key is None or key is None or old_key == key:
+            values.append(rows.value(b"\x02u", sequence, lsn, unchanged=unchanged, before=before, after=after))
+            keys.append(key)
+            return None
+        moved = SOME + string(key[HEADER_BYTES:])
+        values.append(rows.value(b"\x02d", sequence, lsn, moved=moved, before=before))
+        keys.append(old_key)
+        moved = SOME + string(old_key[HEADER_BYTES:])
+        values.append(rows.value(b"\x02c", sequence + 1, lsn, unchanged=unchanged, moved=moved, after=after))
+        keys.append(key)
+        return Moved(old_key, key, unchanged != NULL)
+
+
+class ChunkCodec:
+    """Rows of `COPY (SELECT <select_list> ...) TO STDOUT (FORMAT binary)`, one CopyData payload per row as libpq hands them out;
+    the signature and the trailer may be among them. Appends an `r` per row to `records`; `sequence` is the first one's number.
+    Both methods return the number after the last record's."""
+
+    def __init__(self, schema: TableSchema, key_id: int | None, value_id: int) -> None:
+        self._rows = Rows(schema, key_id, value_id)
+        (self._encode,) = compiled(CHUNK, self._rows, COPY, header=_header_bytes)
+
+    def encode(self, payloads: Iterable[bytes], sequence: int, lsn: int, reading: Transaction, records: Records) -> int:
+        """`reading` is `Origin.reading`'s; `lsn` the stream's position, the same for all rows."""
+        after: int = self._encode(payloads, sequence, lsn, reading, records.keys.append, records.values.append)
+        return after
+
+    def gone(self, keys: Iterable[bytes], sequence: int, lsn: int, reading: Transaction, records: Records) -> int:
+        """A `d` for each framed key: requested, but the source has no such row (C3)."""
+        rows = self._rows
+        rows.transaction = reading
+        for key in keys:
+            try:
+                before = rows.row_of_key(key[HEADER_BYTES:])
+            except MALFORMED:
+                raise rows.malformed(lsn) from None
+            records.values.append(rows.value(b"\x02d", sequence, lsn, before=before))
+            records.keys.append(key)
+            sequence += 1
+        return sequence
+
+
+def compile_stream(
+    schema: TableSchema,
+    key_id: int | None,
+    value_id: int,
+    *,
+    identity_full: bool,
+    binary: bool,
+    start: int = XLOGDATA_BYTES,
+) -> StreamCodec:
+    """The codec of `schema` in the stream. `key_id` is None for a keyless table. `identity_full`: old tuples are whole rows.
+    `binary`: the stream's mode; every column must be exact then. `start` is where a message begins in its frame: after the head of
+    an XLogData payload, or at 0 where messages come bare (pg_logical_slot_peek_binary_changes)."""
+    assert not binary or all(column.type.kind != "other" for column in schema.columns), schema.id
+    return StreamCodec(schema, key_id, value_id, identity_full, BINARY if binary else TEXT, start)
+
+
+def compile_chunk(schema: TableSchema, key_id: int | None, value_id: int) -> ChunkCodec:
+    """The codec of `schema` in chunks: give it the rows of `select_list(schema)`."""
+    return ChunkCodec(schema, key_id, value_id)
+
+
+def select_list(schema: TableSchema) -> list[str]:
+    """The SQL expressions, one per column, that a chunk reads. Not escaped for a driver that formats: double every % there.
+
+    A type without an exact form is read as its output function prints it, as the stream sends it: format's %s calls that function,
+    a cast to text is another one (inet, "char"). IS NOT NULL would be false for a composite value of NULLs."""
+    expressions = []
+    for column in schema.columns:
+        name = ident(column.name)
+        if column.type.kind == "other":
+            name = f"CASE WHEN {name} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {name}) END"
+        expressions.append(name)
+    return expressions
+
+
+def _header_bytes(payload: bytes) -> int | None:
+    """What precedes the row in a payload that does not begin with one; None if it has no row."""
+    if payload[:COPY_HEADER_BYTES] == _COPY_SIGNATURE:
+        rest = payload[COPY_HEADER_BYTES:]
+        return None if rest in (b"", _COPY_TRAILER) else COPY_HEADER_BYTES
+    if payload == _COPY_TRAILER:
+        return None
+    raise ValueError
