@@ -26,6 +26,7 @@ YamlPath = tuple[str | int, ...]
 
 _VARIABLE = re.compile(r"\$(?P<escape>\$)?\{(?P<body>[^{}]*)\}")
 _ENVIRONMENT = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?\Z", re.DOTALL)
+_BARE_EXCLAMATION = re.compile(r"[\[,:-]\s*![\w*]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]*://")
 
 
@@ -109,13 +110,8 @@ def read(path: Path, environ: Mapping[str, str]) -> Document:
         # The library's own text quotes the line, which can hold a password.
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else None
-        hint = (
-            "; a value that begins with * or & stands in quotes"
-            if "alias" in f"{error.context} {error.problem}"
-            else ""
-        )
         detail = ", ".join(filter(None, (error.context, error.problem)))
-        raise CdcError("CDC-CFG-102", detail + hint, where=document.where(place)) from None
+        raise CdcError("CDC-CFG-102", detail + _hint(detail, text), where=document.where(place)) from None
     except YAMLError as error:
         raise CdcError("CDC-CFG-102", type(error).__name__, where=str(path)) from None
     if root is None:
@@ -124,6 +120,13 @@ def read(path: Path, environ: Mapping[str, str]) -> Document:
     else:
         document.data = _Walk(document, yaml, Variables(document, environ)).value(root, ())
     return document
+
+
+def _hint(detail: str, text: str) -> str:
+    """What is probably meant where the library's words are far from it: YAML reads * as an alias and ! as a tag."""
+    if "alias" in detail:
+        return "; a value that begins with * or & stands in quotes"
+    return "; a value that begins with ! stands in quotes" if _BARE_EXCLAMATION.search(text) else ""
 
 
 def given(data: Any, name: str, environ: Mapping[str, str]) -> Document:

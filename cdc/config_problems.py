@@ -37,7 +37,7 @@ def add_problems(document: Document, error: ValidationError, model: type[BaseMod
         path = details["loc"]
         of_key = bool(path) and path[-1] == "[key]"
         path = path[:-1] if of_key else path
-        if path in document.spoiled:
+        if not of_key and any(path[:length] in document.spoiled for length in range(len(path) + 1)):
             continue
         if path not in document.values and path[:-1] in document.values and details["type"] == "value_error":
             path = path[:-1]  # a URL or a path that stands for the whole section

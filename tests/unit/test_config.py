@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cdc import secrets
 from cdc.config import Config, load
 from cdc.config_file import ConfigErrors
 from cdc.errors import EXIT_CONFIG, CdcError
@@ -19,6 +20,13 @@ from cdc.table import TableId
 
 MINIMAL = "pipeline: shop\nsource: postgresql://cdc@db/shop\n"
 Loader = Callable[..., Config]
+
+
+@pytest.fixture(autouse=True)
+def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test registers is hidden from no other."""
+    monkeypatch.setattr(secrets, "_registered", set())
+    monkeypatch.setattr(secrets, "_pattern", None)
 
 
 @pytest.fixture
@@ -276,7 +284,7 @@ def test_a_copys_mistakes(tmp_path: Path) -> None:
 
 def test_an_unknown_sink(loaded: Loader) -> None:
     config = loaded(MINIMAL + "sinks: {warehouse: postgresql://k/d}")
-    with pytest.raises(CdcError, match="did you mean .warehouse"):
+    with pytest.raises(CdcError, match=r"did you mean .warehouse"):
         config.sink("warehose")
 
 
@@ -340,5 +348,5 @@ def test_renames_that_go_wrong() -> None:
         Rename.parse({".*": "a.b"}).targets([TableId("a", "x"), TableId("a", "y")])
     assert caught.value.code == "CDC-CFG-107"
     for rules in ({"(": "a.b"}, {"a": r"b.\1"}, {"(?P<n>a)": r"\g<m>.x"}):
-        with pytest.raises(ValueError, match="regular expression|does not fit"):
+        with pytest.raises(ValueError, match=r"regular expression|does not fit"):
             Rename.parse(rules)
