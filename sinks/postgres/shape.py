@@ -1,0 +1,177 @@
+"""A target table made, adopted or evolved to take a table of the log.
+
+Additive only: new columns, wider types, relaxed NOT NULL; columns that vanish from the source are kept. An existing table is
+adopted as it is, save for columns that it lacks. Whatever else differs is an error that lists all differences at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from cdc.errors import CdcError
+from cdc.table import Column, TableId, TableSchema
+from sinks.postgres import types
+from sinks.postgres.bookkeeping import TableRow
+from sinks.postgres.session import Refused, Session
+from sinks.postgres.sql import ident, literal, names, relation
+from sinks.postgres.target import TargetColumn, TargetTable, describe
+
+_PART = r'(?:"(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'
+# What format_type prints, and nothing else: the text goes into DDL.
+_TYPE = re.compile(rf"{_PART}(?:\.{_PART})?(?: [a-z]+)*(?:\(\d+(?:,-?\d+)?\))?(?: [a-z]+)*(?:\[\])*\Z")
+_NAME_BYTES_MAX = 63
+
+
+def source_is_postgres(value_schema: Any) -> bool:
+    """Are the verbatim source types Postgres' own?"""
+    source = next(field["type"] for field in value_schema["fields"] if field["name"] == "source")
+    return str(source.get("namespace", "")).endswith(".postgresql")
+
+
+def wanted_types(session: Session, schema: TableSchema, verbatim: bool) -> dict[str, str]:
+    """The type that each column would be made with. `verbatim`: the source's own types are used where the target has them."""
+    known: set[str] = set()
+    asked = (
+        sorted({column.source_type for column in schema.columns if _TYPE.match(column.source_type)}) if verbatim else []
+    )
+    if asked:
+        (found,) = session.rows("SELECT " + ", ".join(f"to_regtype({literal(text)}) IS NOT NULL" for text in asked))
+        known = {text for text, exists in zip(asked, found, strict=True) if exists}
+    return {
+        column.name: column.source_type if column.source_type in known else types.form_of(column.type)
+        for column in schema.columns
+    }
+
+
+def shaped(
+    session: Session, target: TableId, schema: TableSchema, row: TableRow, verbatim: bool
+) -> tuple[TargetTable, TableRow]:
+    """The target table, made, adopted or evolved so that it takes rows of `schema`; and `row` with what became of it.
+
+    Raises CDC-TGT-120 for a table that cannot be adopted, CDC-TGT-121 for a change that is not additive.
+    """
+    for name in (*target, *schema.by_name):
+        if len(name.encode()) > _NAME_BYTES_MAX:
+            raise CdcError("CDC-TGT-120", f"the name {name} has more than {_NAME_BYTES_MAX} bytes", where=str(target))
+    wanted = wanted_types(session, schema, verbatim)
+    existing = describe(session, target)
+    if existing is None:
+        _create(session, target, schema, wanted)
+        row = replace(row, created=True)
+    else:
+        adopting = not (row.created or row.adopted)
+        statements = _adopted(existing, schema, wanted) if adopting else _evolved(existing, schema, wanted)
+        if statements:
+            _alter(session, target, statements)
+        row = replace(row, adopted=row.adopted or adopting)
+        if not statements:
+            return existing, row
+    made = describe(session, target)
+    assert made is not None
+    return made, row
+
+
+def _create(session: Session, target: TableId, schema: TableSchema, wanted: dict[str, str]) -> None:
+    if not session.rows(f"SELECT 1 FROM pg_namespace WHERE nspname = {literal(target.schema)}"):
+        session.execute(f"CREATE SCHEMA {ident(target.schema)}")
+    parts = [
+        f"{ident(column.name)} {wanted[column.name]}{'' if column.nullable else ' NOT NULL'}"
+        for column in schema.columns
+    ]
+    parts += [f"PRIMARY KEY ({names(schema.key)})"] if schema.key else []
+    session.execute(f"CREATE TABLE {relation(target)} (\n  " + ",\n  ".join(parts) + "\n)")
+
+
+def _alter(session: Session, target: TableId, statements: list[str]) -> None:
+    try:
+        session.execute(f"ALTER TABLE {relation(target)}\n  " + ",\n  ".join(statements))
+    except Refused as error:
+        raise CdcError("CDC-TGT-121", f"the table does not change: {error.cause}", where=str(target)) from None
+    except CdcError as error:
+        if error.code != "CDC-TGT-140":
+            raise
+        raise CdcError("CDC-TGT-121", f"the table does not change: {error.detail}", where=str(target)) from None
+
+
+# ------------------------------------------------------------------------------------------------------------ differences
+def differences(existing: TargetTable, schema: TableSchema, wanted: dict[str, str]) -> list[str]:
+    """Why an existing table cannot be adopted; columns that it lacks are no reason."""
+    if existing.kind not in ("r", "p"):
+        return ["it is not an ordinary table"]
+    found = _key_differences(existing, schema)
+    for column in schema.columns:
+        have = existing.columns.get(column.name)
+        if have is None:
+            continue
+        if not _fits(have, column, wanted[column.name]):
+            found.append(f"column {column.name} is {have.type}, which does not hold every {wanted[column.name]}")
+        if have.not_null and column.nullable and not have.generated and column.name not in schema.key:
+            found.append(f"column {column.name} is NOT NULL and the source's is not")
+    for have in existing.columns.values():
+        if have.name not in schema.by_name and _must_be_given(have):
+            found.append(f"column {have.name} is NOT NULL without a default, and the source has no such column")
+    return found
+
+
+def _key_differences(existing: TargetTable, schema: TableSchema) -> list[str]:
+    found = []
+    for name in schema.key:
+        have = existing.columns.get(name)
+        if have is None or have.generated:
+            found.append(f"key column {name} is {'missing' if have is None else 'generated'}")
+    if schema.key and existing.key_index(schema.key) is None:
+        found.append(
+            f"there is no unique index on exactly ({', '.join(schema.key)}) that is not partial, deferrable or invalid"
+        )
+    found += [
+        f"column {have.name} is GENERATED ALWAYS AS IDENTITY and not part of the key"
+        for have in existing.columns.values()
+        if have.identity == "a" and have.name in schema.by_name and have.name not in schema.key and schema.key
+    ]
+    return found
+
+
+def _fits(have: TargetColumn, column: Column, wanted: str) -> bool:
+    return have.generated or have.domain == wanted or types.holds(have.type, have.is_enum, column, wanted)
+
+
+def _must_be_given(have: TargetColumn) -> bool:
+    return have.not_null and not (have.has_default or have.generated or have.identity)
+
+
+def _added(existing: TargetTable, schema: TableSchema, wanted: dict[str, str]) -> list[str]:
+    return [
+        f"ADD COLUMN {ident(column.name)} {wanted[column.name]}"
+        for column in schema.columns
+        if column.name not in existing.columns
+    ]
+
+
+def _adopted(existing: TargetTable, schema: TableSchema, wanted: dict[str, str]) -> list[str]:
+    if found := differences(existing, schema, wanted):
+        raise CdcError("CDC-TGT-120", "; ".join(found), where=str(existing.id))
+    return _added(existing, schema, wanted)
+
+
+def _evolved(existing: TargetTable, schema: TableSchema, wanted: dict[str, str]) -> list[str]:
+    found, statements = _key_differences(existing, schema), _added(existing, schema, wanted)
+    for column in schema.columns:
+        have = existing.columns.get(column.name)
+        if have is None:
+            continue
+        if not _fits(have, column, wanted[column.name]):
+            if types.includes(wanted[column.name], have.type) and have.domain is None:
+                cast = f" USING {ident(column.name)}::{wanted[column.name]}"
+                statements.append(f"ALTER COLUMN {ident(column.name)} TYPE {wanted[column.name]}{cast}")
+            else:
+                found.append(f"column {column.name} was {have.type} and is {wanted[column.name]} now")
+        if have.not_null and column.nullable and not have.generated and column.name not in schema.key:
+            statements.append(f"ALTER COLUMN {ident(column.name)} DROP NOT NULL")
+    for have in existing.columns.values():
+        if have.name not in schema.by_name and _must_be_given(have):
+            statements.append(f"ALTER COLUMN {ident(have.name)} DROP NOT NULL")
+    if found:
+        raise CdcError("CDC-TGT-121", "; ".join(found), where=str(existing.id))
+    return statements
