@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sinks.postgres.sql import ident, literal
+
 
 def sink_grants(
     role: str, password: str, database: str, schemas: Sequence[str], owners: Sequence[str] = ()
@@ -15,22 +17,14 @@ def sink_grants(
 
     `schemas` are the existing ones that the sink writes to; others it makes itself. `owners` are the roles that own tables which
     it adopts: membership lets it add columns to them when the source does."""
-    writer = _ident(role)
+    writer = ident(role)
     statements = [
-        f"CREATE ROLE {writer} LOGIN PASSWORD {_literal(password)}",
-        f"GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {_ident(database)} TO {writer}",
+        f"CREATE ROLE {writer} LOGIN PASSWORD {literal(password)}",
+        f"GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {ident(database)} TO {writer}",
     ]
     for schema in schemas:
         statements += [
-            f"GRANT USAGE, CREATE ON SCHEMA {_ident(schema)} TO {writer}",
-            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {_ident(schema)} TO {writer}",
+            f"GRANT USAGE, CREATE ON SCHEMA {ident(schema)} TO {writer}",
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {ident(schema)} TO {writer}",
         ]
-    return statements + [f"GRANT {_ident(owner)} TO {writer}" for owner in owners]
-
-
-def _ident(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return statements + [f"GRANT {ident(owner)} TO {writer}" for owner in owners]
