@@ -271,14 +271,18 @@ def _run(verb: str, arguments: dict[str, Any]) -> int:
     log_format = _Common.log_format
     journal.configure(log_format.value if log_format else None, debug=_Common.debug)
     try:
-        return int(import_module(f"cdc.commands.{verb}").run(**arguments))
+        code = int(import_module(f"cdc.commands.{verb}").run(**arguments))
+        sys.stdout.flush()
+        return code
     except CdcError as error:
         return _failed(verb, error, error, arguments)
     except KeyboardInterrupt:
         presentation.say("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        raise
+        # Whoever read our output has enough; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE_CLOSED
     except Exception as error:  # noqa: BLE001  # the last resort of the process
         from cdc.supervise import as_bug
 
@@ -290,7 +294,7 @@ def _failed(verb: str, error: CdcError, cause: BaseException, arguments: dict[st
     from cdc import presentation
 
     if arguments.get("as_json"):
-        print(presentation.answer(verb, error=error))  # noqa: T201  # the answer itself
+        typer.echo(presentation.answer(verb, error=error))
     else:
         presentation.say(presentation.error_text(error))
     if _Common.debug:
@@ -302,16 +306,4 @@ def _failed(verb: str, error: CdcError, cause: BaseException, arguments: dict[st
 
 def main() -> None:
     """The script's entry point."""
-    try:
-        try:
-            app(prog_name="cdc")
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output has enough; Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(EXIT_PIPE_CLOSED) from None
-
-
-if __name__ == "__main__":
-    main()
+    app(prog_name="cdc")

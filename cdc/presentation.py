@@ -84,14 +84,3 @@ def _hidden(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_hidden(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float) else redact(str(value))
-
-
-def confirmed(question: str, yes: bool) -> bool:
-    """The user's word, asked on the terminal; `yes` is --yes. Raises CDC-RUN-302 when there is nobody to ask."""
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise CdcError("CDC-RUN-302", question)
-    sys.stderr.write(for_stream(redact(f"{question} [y/N] "), sys.stderr))
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
