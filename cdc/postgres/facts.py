@@ -131,9 +131,9 @@ WITH published AS MATERIALIZED (
           FROM pg_catalog.pg_publication_tables WHERE pubname = ANY ($1::text[])) AS p
     GROUP BY 1, 2)
 SELECT json_build_array(
-    c.oid, n.nspname, c.relname, c.relkind, c.relreplident, c.relpersistence, pg_catalog.pg_relation_filenode(c.oid),
+    c.oid::int8, n.nspname, c.relname, c.relkind, c.relreplident, c.relpersistence, pg_catalog.pg_relation_filenode(c.oid)::int8,
     c.relrowsecurity AND pg_catalog.row_security_active(c.oid),
-    (SELECT json_agg(json_build_array(a.attnum, a.attname, a.atttypid, a.atttypmod,
+    (SELECT json_agg(json_build_array(a.attnum, a.attname, a.atttypid::int8, a.atttypmod,
                 pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated, a.xmin::text, a.atthasmissing)
              ORDER BY a.attnum)
      FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
@@ -146,7 +146,7 @@ SELECT json_build_array(
      WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid
          AND k.place <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.number),
     CASE WHEN c.relkind = 'p' THEN
-        (SELECT json_agg(json_build_array(t.relid::pg_catalog.oid, pg_catalog.pg_relation_filenode(t.relid))
+        (SELECT json_agg(json_build_array(t.relid::pg_catalog.oid::int8, pg_catalog.pg_relation_filenode(t.relid)::int8)
                  ORDER BY t.relid::pg_catalog.oid)
          FROM pg_catalog.pg_partition_tree(c.oid) AS t WHERE t.isleaf AND t.relid <> c.oid) END,
     p.tablename IS NOT NULL, to_json(p.columns), coalesce(p.filtered, false))

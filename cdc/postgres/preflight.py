@@ -54,6 +54,11 @@ def findings(session: Session, plan: Plan) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.severity != "error")
 
 
+def table_findings(session: Session, plan: Plan) -> list[Finding]:
+    """Those of the tables alone, for tables that join a running capture."""
+    return [*_tables(session, plan), *_partitions(session, plan)]
+
+
 def _server(session: Session, _plan: Plan) -> Iterator[Finding]:
     major = session.server_version // 10000
     if major not in VERSIONS:

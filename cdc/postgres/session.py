@@ -59,6 +59,11 @@ class SqlFailed(CdcError):
         self.sqlstate = sqlstate
 
 
+def broken(error: psycopg.Error) -> Unavailable:
+    """The error for a failure inside libpq."""
+    return Unavailable("CDC-PG-101", f"the connection to the source broke: {_one_line(str(error))}")
+
+
 def failure(sqlstate: str, doing: str, message: str) -> CdcError:
     """The error for an SQLSTATE; "" when the connection broke before the server could answer."""
     detail = f"{doing}: {message} (SQLSTATE {sqlstate or 'none'})"
@@ -184,7 +189,7 @@ class Session:
         try:
             return call()
         except psycopg.Error as error:
-            raise Unavailable("CDC-PG-101", f"the connection to the source broke: {_one_line(str(error))}") from None
+            raise broken(error) from None
 
     def _results(self, doing: str) -> Iterator[pq.abc.PGresult]:
         """The results of what was sent, until COPY begins. The first failure is raised once all of them are in."""

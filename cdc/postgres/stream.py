@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterable
+from typing import NoReturn
 
 from psycopg import pq
 
@@ -76,7 +77,7 @@ class Stream:
                 return False
         return True
 
-    def ended(self) -> None:
+    def ended(self) -> NoReturn:
         """The server ended the stream: raise why."""
         self.session.raise_pending("streaming")
         raise Unavailable("CDC-PG-101", "the server ended the stream")

@@ -1,0 +1,367 @@
+"""The running stream, decoded into runs: what `PostgresSource.poll` does between its timers.
+
+The invariant (rules R2, R5): a run's position counts every raw row message since Begin, whatever is left out; and nothing new is
+accepted before the last captured transaction came again, equal, and after it, inside the open one, as many rows as were stored.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, NoReturn
+
+import psycopg
+
+from cdc.errors import CdcError
+from cdc.postgres import pgoutput
+from cdc.postgres.codec import Moved, StreamCodec
+from cdc.postgres.envelope import Origin
+from cdc.postgres.envelope import Transaction as Shared
+from cdc.postgres.facts import Table
+from cdc.postgres.pgoutput import (
+    INSERT,
+    ROW_KINDS,
+    UPDATE,
+    XLOGDATA,
+    XLOGDATA_BYTES,
+    Begin,
+    Commit,
+    Keepalive,
+    Message,
+    Relation,
+    Row,
+    Truncate,
+)
+from cdc.postgres.position import Open, Snapshot, StreamPosition, lsn_text, widen
+from cdc.postgres.relations import Relations, exact
+from cdc.postgres.session import broken
+from cdc.postgres.stream import Stream
+from cdc.records import Records
+from cdc.source import Filter, Move, Run
+from cdc.table import TableId, TableSchema
+
+Json = Any
+
+ROWS_MAX, BYTES_MAX = 10_000, 8 << 20
+ROW_BYTES = BYTES_MAX // ROWS_MAX  # one budget bounds both
+RUN_S = 0.1
+_EVERY_ROW = sys.maxsize
+_ROW_FRAME_BYTES = XLOGDATA_BYTES + 6  # kind, relation, and one more: shorter frames hold no row
+_UNTOUCHED: Any = object()
+
+
+class NotBinary(Exception):
+    """A table has a column that the binary stream cannot carry: the stream must begin again in text mode."""
+
+
+class Known(NamedTuple):
+    """A Relation message, and what it means now; `codec` is None while the table is not captured."""
+
+    relation: Relation
+    id: TableId
+    schema: TableSchema | None
+    codec: StreamCodec | None
+
+
+@dataclass(slots=True)
+class _Transaction:
+    """The transaction that the stream is in. Its first `skip` rows are stored already."""
+
+    begin: Begin
+    xid: int
+    shared: Shared
+    skip: int = 0
+    again: bool = False  # the last captured one, sent again to be compared
+    ordinal: int = 0
+    marks: list[str] = field(default_factory=list)
+
+
+class Reader:
+    """Reads `stream` from after `at`. `looked_at` is told of each Relation message of a captured table, with what the catalog says
+    of that table now (D9)."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        at: StreamPosition,
+        sequence: int,
+        relations: Relations,
+        origin: Origin,
+        *,
+        binary: bool,
+        mark_prefix: str,
+        xid_near: int,
+        looked_at: Callable[[TableId, Table | None], None],
+    ) -> None:
+        self.stream, self.position, self.sequence = stream, at, sequence
+        self._relations, self._origin, self._binary, self._mark_prefix = relations, origin, binary, mark_prefix
+        self._xid_near, self._looked_at = xid_near, looked_at
+        self._compare, self._reopen = at.commit_lsn is not None, at.open
+        self._unseen = list(at.unseen)
+        self._known: dict[bytes, Known] = {}
+        self._transaction: _Transaction | None = None
+        self._put_back: bytes | None = None
+        # Per run and transaction: the codec of each table, begun; None for one whose rows are left out.
+        self._active: dict[bytes, StreamCodec | None] = {}
+        self._drop, self._run, self._schemas = Filter(), Run({}, None, 0), dict[TableId, TableSchema]()
+        self._end, self._budget, self._deadline = False, 0, 0.0
+
+    def prune(self, snapshot: Snapshot) -> None:
+        """Forget the delivered transactions that a snapshot of ours has seen (C2)."""
+        self._xid_near = snapshot.xmax
+        self.position = self.position.pruned(snapshot)
+        self._unseen = list(self.position.unseen)
+
+    # ------------------------------------------------------------------------------------------------------------- a run
+    def run(self, timeout_s: float, drop: Filter) -> Run:
+        """The next run (`cdc.source.Source.poll`). Raises NotBinary, after which this reader is of no use."""
+        before, self._drop = self.position, drop
+        run = self._run = Run({}, None, self.sequence)
+        self._end, self._budget = False, BYTES_MAX
+        self._active.clear()
+        self._schemas.clear()
+        started = time.monotonic()
+        self._deadline = started + RUN_S
+        self._origin.clock(time.time_ns() // 1000)
+        if self._transaction:
+            self._transaction.shared = self._shared(self._transaction.begin, self._transaction.xid)
+        while not self._end:
+            frame = self._rows()
+            if frame is not None:
+                self._other(frame)
+            elif not self._end and not self._wait(started, timeout_s, before):
+                break
+        self._settle()
+        run.stream, run.sequence = self.position.to_json(), self.sequence
+        run.in_transaction = self.position.open is not None
+        run.moved_on = replace(self.position, unseen=before.unseen) != before
+        return run
+
+    def _settle(self) -> None:
+        """The position after what was read; a transaction that is still being found again is not in it."""
+        inside, position = self._transaction, self.position
+        if inside and not inside.again and inside.ordinal >= inside.skip:
+            position = replace(position, open=Open(inside.begin.commit_lsn, inside.ordinal))
+        self.position = replace(position, unseen=tuple(self._unseen))
+
+    def _wait(self, started: float, timeout_s: float, before: StreamPosition) -> bool:
+        """Nothing more in libpq's hands: is there more to come for this run? The rest of a transaction usually is on its way."""
+        got = self._run.records or self.position is not before
+        limit = timeout_s if not got else RUN_S if self._transaction else 0.0
+        return self.stream.wait(max(0.0, started + limit - time.monotonic()))
+
+    def _rows(self) -> bytes | None:
+        """Decode row messages of the open transaction for as long as there are any; the first frame that needs more thought, or
+        None when nothing can be read or the budget is spent. The loop that everything goes through: no object per row."""
+        get, active, from_bytes = self.stream.session.pg.get_copy_data, self._active, int.from_bytes
+        inside, sequence, budget = self._transaction, self.sequence, self._budget
+        ordinal, skip = (inside.ordinal, inside.skip) if inside else (0, 0)
+        frame, self._put_back = self._put_back, None
+        try:
+            while True:
+                if frame is None:
+                    size, data = get(1)
+                    if size <= 0:
+                        return self.stream.ended() if size else None
+                    frame = bytes(data)
+                if len(frame) < _ROW_FRAME_BYTES or frame[0] != XLOGDATA or inside is None:
+                    return frame
+                kind = frame[XLOGDATA_BYTES]
+                if kind not in ROW_KINDS:
+                    return frame
+                if ordinal >= skip:
+                    codec = active.get(frame[26:30], _UNTOUCHED)
+                    if codec is _UNTOUCHED:
+                        return frame
+                    if codec is None:
+                        pass
+                    elif kind == INSERT:
+                        codec.insert(frame, sequence + 1, from_bytes(frame[1:9], "big"))
+                        sequence += 1
+                    elif kind == UPDATE:
+                        moved = codec.update(frame, sequence + 1, from_bytes(frame[1:9], "big"))
+                        sequence += 1
+                        if moved is not None:
+                            sequence += 1
+                            self._moved(frame[26:30], moved)
+                    else:
+                        codec.delete(frame, sequence + 1, from_bytes(frame[1:9], "big"))
+                        sequence += 1
+                ordinal += 1
+                budget -= len(frame) + ROW_BYTES
+                frame = None
+                if budget < 0:
+                    self._end = True
+                    return None
+        except psycopg.Error as error:
+            raise broken(error) from None
+        finally:
+            self.sequence, self._budget = sequence, budget
+            if inside:
+                inside.ordinal = ordinal
+
+    def _moved(self, oid: bytes, moved: Moved) -> None:
+        if moved.partial:
+            table = self._known[oid].id
+            self._run.moves.append(Move(table, moved.old, moved.new, len(self._run.records[table]) - 1))
+
+    # ---------------------------------------------------------------------------------------------------- other messages
+    def _other(self, frame: bytes) -> None:
+        """Anything but a row of a table that this transaction has touched already."""
+        head = pgoutput.parse_frame(frame)
+        if isinstance(head, Keepalive):
+            self.stream.keepalive(frame)
+            return
+        message = pgoutput.parse(frame, XLOGDATA_BYTES)
+        match message:
+            case Row():
+                self._touch_row(frame, message)
+            case Begin():
+                self._begin(message)
+            case Commit():
+                self._commit(message)
+            case Relation():
+                self._relation(frame[26:30], message)
+            case Truncate():
+                self._truncate(frame, message, head.start_lsn)
+            case Message(transactional=True, prefix=self._mark_prefix) if self._transaction:
+                self._transaction.marks.append(message.content.decode())
+            case _:
+                pass  # names of types and origins, and messages of others
+
+    def _begin(self, begin: Begin) -> None:
+        if self._transaction:
+            self._misplaced("Begin")
+        at = self.position
+        xid = widen(begin.xid, self._xid_near)
+        inside = _Transaction(begin, xid, self._shared(begin, xid))
+        if self._compare:
+            if (begin.commit_lsn, xid, begin.commit_us) != (at.commit_lsn, at.xid, at.commit_us):
+                self._other_history(f"after it comes the transaction {xid} committed at {lsn_text(begin.commit_lsn)}")
+            inside.skip, inside.again = _EVERY_ROW, True
+        elif self._reopen:
+            if begin.commit_lsn != self._reopen.commit_lsn:
+                self._other_history(f"the transaction at {lsn_text(self._reopen.commit_lsn)} is not there")
+            inside.skip, self._reopen = self._reopen.ordinal, None
+        else:
+            self._unseen.append(xid)
+        self._transaction = inside
+
+    def _shared(self, begin: Begin, xid: int) -> Shared:
+        return self._origin.transaction(xid, begin.commit_us)
+
+    def _commit(self, commit: Commit) -> None:
+        inside, at = self._transaction, self.position
+        if inside is None or commit.commit_lsn != inside.begin.commit_lsn:
+            self._misplaced("Commit")
+        self._transaction = None
+        self._active.clear()
+        if inside.again:
+            if commit.end_lsn != at.lsn:
+                self._other_history(f"it ends at {lsn_text(commit.end_lsn)}")
+            self._compare = False
+            return
+        if inside.ordinal < inside.skip:
+            self._other_history(f"the open transaction has {inside.ordinal} rows, {inside.skip} are stored")
+        self.position = replace(
+            at,
+            lsn=commit.end_lsn,
+            commit_lsn=commit.commit_lsn,
+            xid=inside.xid,
+            commit_us=commit.commit_us,
+            open=None,
+        )
+        run, commit_ms = self._run, commit.commit_us // 1000
+        first, last = run.commit_ms or (commit_ms, commit_ms)
+        run.commit_ms = min(first, commit_ms), max(last, commit_ms)
+        run.marks += inside.marks
+        self._end = bool(inside.marks) or time.monotonic() > self._deadline
+
+    def _relation(self, oid: bytes, relation: Relation) -> None:
+        self._active.pop(oid, None)
+        id_ = TableId(relation.schema, relation.name)
+        if id_ in self._drop.begun:
+            self._known[oid] = self._interpreted(relation, self._known.get(oid))
+        else:
+            self._known[oid] = Known(relation, id_, None, None)
+
+    def _interpreted(self, relation: Relation, known: Known | None) -> Known:
+        """What a Relation message means, with the catalog's help."""
+        table = self._relations.table(relation.oid)
+        id_ = TableId(relation.schema, relation.name)
+        self._looked_at(id_, table)
+        schema = self._relations.streamed(relation, table)
+        if self._binary and not exact(schema):
+            raise NotBinary(str(id_))
+        if known and known.codec and (known.schema, known.relation) == (schema, relation):
+            return known
+        return Known(relation, id_, schema, self._relations.stream_codec(relation, schema, binary=self._binary))
+
+    def _touch_row(self, frame: bytes, row: Row) -> None:
+        """The first row of a table in this transaction: make its codec ready, then the row is looked at again."""
+        if self._transaction is None:
+            self._misplaced("row")
+        self._put_back = frame
+        oid = frame[26:30]
+        codec = self._codec(oid, row.relation_oid)
+        if not self._end:
+            self._active[oid] = codec
+
+    def _codec(self, oid: bytes, number: int) -> StreamCodec | None:
+        """The table's codec, begun; None when its events are left out. Ends the run where the table's schema is another one."""
+        known = self._known.get(oid)
+        if known is None:
+            raise CdcError("CDC-PG-150", f"a row of relation {number}, which was not announced", where=str(self.position))
+        if known.id not in self._drop.begun or self._copied(known.id):
+            return None
+        if known.codec is None or known.schema is None:
+            known = self._known[oid] = self._interpreted(known.relation, None)
+        assert known.codec is not None
+        assert known.schema is not None
+        assert self._transaction is not None
+        if self._schemas.setdefault(known.id, known.schema) != known.schema:
+            self._end = True
+            return None
+        known.codec.begin(self._transaction.shared, self._run.records.setdefault(known.id, Records()))
+        return known.codec
+
+    def _copied(self, table: TableId) -> bool:
+        """D8: is this transaction's event on a keyless table behind the copy that is under way?"""
+        if table not in self._drop.keyless:
+            return False
+        copy = self._drop.keyless[table]
+        return copy is None or (self._transaction is not None and Snapshot.parse(copy).sees(self._transaction.xid))
+
+    def _truncate(self, frame: bytes, truncate: Truncate, lsn: int) -> None:
+        """All tables of one statement together, in a run of their own."""
+        inside = self._transaction
+        if inside is None:
+            self._misplaced("Truncate")
+        if inside.ordinal >= inside.skip:
+            wanted = [self._known[oid] for number in truncate.relation_oids if self._wanted(oid := number.to_bytes(4, "big"), number)]
+            if wanted and self._run.records:
+                self._put_back, self._end = frame, True
+                return
+            for known in wanted:
+                codec = self._codec(known.relation.oid.to_bytes(4, "big"), known.relation.oid)
+                assert codec is not None
+                self.sequence += 1
+                codec.truncate(self.sequence, lsn)
+            self._run.truncated = frozenset(known.id for known in wanted)
+            self._end = bool(wanted)
+        inside.ordinal += 1
+
+    def _wanted(self, oid: bytes, number: int) -> bool:
+        known = self._known.get(oid)
+        if known is None:
+            raise CdcError("CDC-PG-150", f"a TRUNCATE of relation {number}, which was not announced", where=str(self.position))
+        return known.id in self._drop.begun and not self._copied(known.id)
+
+    def _misplaced(self, what: str) -> NoReturn:
+        raise CdcError("CDC-PG-150", f"a {what} message out of place", where=str(self.position))
+
+    def _other_history(self, found: str) -> NoReturn:
+        detail = f"the last captured transaction {self.position.xid} is not followed as it was: {found}"
+        raise CdcError("CDC-PG-129", detail, where=str(self.position))

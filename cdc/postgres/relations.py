@@ -1,0 +1,157 @@
+"""Tables as the stream and the chunks see them: schema, registered ids, compiled codec, one per version.
+
+The invariant (rule R7): both sides build a table's schema here, from the same catalog rows, so the same row gives the same
+bytes by either way. A type that the catalog does not explain is an error (rule R4).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from cdc.avro import schemas_of, topic_of
+from cdc.errors import CdcError
+from cdc.postgres import codec, facts
+from cdc.postgres.codec import ChunkCodec, StreamCodec
+from cdc.postgres.facts import Table
+from cdc.postgres.pgoutput import Relation
+from cdc.postgres.session import Session
+from cdc.postgres.slot import Publications
+from cdc.postgres.types import PgType, is_exact, logical
+from cdc.table import Column, TableId, TableSchema
+
+Json = Any
+Register = Callable[[str, Json], int]
+Typed = tuple[int, int]  # a type's oid and a column's typmod
+
+_TYPES = """
+WITH RECURSIVE chain AS (
+    SELECT asked.oid AS asked, asked.typmod AS asked_typmod, t.oid, asked.typmod, t.typtype, t.typtype AS first,
+           t.typbasetype, t.typtypmod
+    FROM (SELECT (e->>0)::oid AS oid, (e->>1)::int4 AS typmod FROM json_array_elements($1::json) AS e) AS asked
+    JOIN pg_catalog.pg_type t ON t.oid = asked.oid
+    UNION ALL
+    SELECT c.asked, c.asked_typmod, t.oid, c.typtypmod, t.typtype, c.first, t.typbasetype, t.typtypmod
+    FROM chain c JOIN pg_catalog.pg_type t ON t.oid = c.typbasetype WHERE c.typtype = 'd')
+SELECT json_build_array(asked::int8, asked_typmod, first, oid::int8, typmod,
+    (SELECT json_agg(enumlabel ORDER BY enumsortorder) FROM pg_catalog.pg_enum WHERE enumtypid = oid),
+    pg_catalog.format_type(asked, asked_typmod), typtype)
+FROM chain WHERE typtype <> 'd'
+"""
+
+
+def types_of(session: Session, wanted: Iterable[Typed]) -> dict[Typed, tuple[PgType, str]]:
+    """What the catalog says of these types, through domains, and their verbatim names."""
+    asked = json.dumps([list(item) for item in set(wanted)])
+    found = {}
+    for row in session.run(_TYPES, [asked], doing="reading types"):
+        oid, typmod, first, base_oid, base_typmod, labels, name, kind = json.loads(row[0] or "")
+        if kind == "e" and labels is None:
+            labels = []
+        found[oid, typmod] = PgType(oid, typmod, first, base_oid, base_typmod, labels and tuple(labels)), name
+    return found
+
+
+def schema_of(
+    session: Session, table: TableId, columns: Iterable[tuple[str, int, int]], nullable: Callable[[str], bool], key: tuple[str, ...]
+) -> TableSchema:
+    """One version of a table: `columns` are (name, type oid, typmod). Raises CDC-PG-161 for an unknown type."""
+    columns = list(columns)
+    types = types_of(session, [(oid, typmod) for _, oid, typmod in columns])
+    built = []
+    for name, oid, typmod in columns:
+        if (oid, typmod) not in types:
+            raise CdcError("CDC-PG-161", f"column {name} of {table} has the unknown type {oid}", where=str(table), remedy=reload(table))
+        pg_type, verbatim = types[oid, typmod]
+        built.append(Column(name, logical(pg_type), verbatim, name not in key and nullable(name)))
+    return TableSchema(table, tuple(built), key)
+
+
+def reload(table: TableId) -> str:
+    """The remedy for a table whose rows changed without events."""
+    return f"cdc reload {table}"
+
+
+def from_catalog(session: Session, table: Table, insert_only: bool) -> TableSchema:
+    """The table's schema as the catalog has it now: what a chunk is read with."""
+    not_null = {column.name for column in table.streamed if column.not_null}
+    columns = [(column.name, column.type_oid, column.typmod) for column in table.streamed]
+    return schema_of(session, table.id, columns, lambda name: name not in not_null, table.key(insert_only))
+
+
+def from_stream(session: Session, relation: Relation, table: Table | None, insert_only: bool) -> TableSchema:
+    """The schema of a Relation message. What the message does not say comes from the catalog, which can be ahead of it: columns
+    dropped since are nullable, and the key is the message's where the two differ."""
+    sent = {column.name for column in relation.columns if column.in_identity}
+    key = table.key(insert_only) if table else ()
+    if relation.identity in "di" and (set(key) != sent):
+        key = tuple(column.name for column in relation.columns if column.in_identity)
+    names = {column.name for column in relation.columns}
+    key = key if set(key) <= names else ()
+    not_null = {column.name for column in table.attributes if column.not_null} if table else set()
+    columns = [(column.name, column.type_oid, column.typmod) for column in relation.columns]
+    id_ = TableId(relation.schema, relation.name)
+    return schema_of(session, id_, columns, lambda name: name not in not_null, key)
+
+
+class SchemaIds(NamedTuple):
+    """`key` is None for a keyless table."""
+
+    key: int | None
+    value: int
+
+
+class Relations:
+    """Schemas registered and codecs compiled, once per version. `control` is the session that looks into the catalog."""
+
+    def __init__(
+        self,
+        control: Session,
+        pipeline: str,
+        register: Register,
+        publications: Publications,
+        insert_only: frozenset[TableId],
+    ) -> None:
+        self._control, self._pipeline, self._register = control, pipeline, register
+        self._publications, self._insert_only = publications, insert_only
+        self._ids: dict[TableSchema, SchemaIds] = {}
+        self._chunk_codecs: dict[TableSchema, ChunkCodec] = {}
+
+    def table(self, oid: int) -> Table | None:
+        """The table as the catalog has it now, None when it is gone."""
+        return facts.by_oid(self._control, self._publications, [oid]).get(oid)
+
+    def facts(self, table: Table) -> Json:
+        """The table's facts, without waits."""
+        return table.facts(table.id in self._insert_only)
+
+    def streamed(self, relation: Relation, table: Table | None) -> TableSchema:
+        """The schema of a Relation message."""
+        return from_stream(self._control, relation, table, TableId(relation.schema, relation.name) in self._insert_only)
+
+    def stream_codec(self, relation: Relation, schema: TableSchema, *, binary: bool) -> StreamCodec:
+        """A codec of its own for each Relation message: it is bound to the records of a run."""
+        ids = self.ids(schema)
+        return codec.compile_stream(schema, ids.key, ids.value, identity_full=relation.identity == "f", binary=binary)
+
+    def chunked(self, session: Session, table: Table) -> tuple[TableSchema, ChunkCodec]:
+        """Schema and codec of a chunk, from the catalog as the chunk's own session sees it."""
+        schema = from_catalog(session, table, table.id in self._insert_only)
+        if schema not in self._chunk_codecs:
+            ids = self.ids(schema)
+            self._chunk_codecs[schema] = codec.compile_chunk(schema, ids.key, ids.value)
+        return schema, self._chunk_codecs[schema]
+
+    def ids(self, schema: TableSchema) -> SchemaIds:
+        """The registered ids of the table's key and value schemas."""
+        if schema not in self._ids:
+            made, topic = schemas_of(self._pipeline, schema, "postgresql"), topic_of(self._pipeline, schema.id)
+            key = None if made.key is None else self._register(f"{topic}-key", made.key)
+            self._ids[schema] = SchemaIds(key, self._register(f"{topic}-value", made.value))
+        return self._ids[schema]
+
+
+def exact(schema: TableSchema) -> bool:
+    """Can a binary stream carry this table?"""
+    return all(is_exact(column.type) for column in schema.columns)

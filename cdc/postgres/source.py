@@ -1,0 +1,356 @@
+"""`PostgresSource`: Postgres 14 to 18 as a `cdc.source.Source`, on pgoutput protocol version 1 (DESIGN 7, protocols C, D, G).
+
+Three sessions: the stream; `control` for marks, heartbeats and the catalog; one for chunks. One thread: whatever waits calls
+`stream.beat`, so the server hears from us by our own timer.
+
+The invariant (rule R1): the server is told to forget only what `confirm` was given, and even then keeps the last transaction
+before it, so that it is found again and compared at the next start (R5). Only changes of tables are captured: logical messages
+of others are not.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from cdc.errors import CdcError, Unavailable
+from cdc.postgres import facts, preflight, slot, sql
+from cdc.postgres.chunks import Chunks
+from cdc.postgres.envelope import Origin
+from cdc.postgres.facts import Table
+from cdc.postgres.position import Snapshot, StreamPosition, lsn_int, lsn_text
+from cdc.postgres.reader import NotBinary, Reader
+from cdc.postgres.relations import Register, Relations, reload, types_of
+from cdc.postgres.session import Session
+from cdc.postgres.slot import Publications
+from cdc.postgres.stream import Stream
+from cdc.postgres.types import is_exact, logical
+from cdc.selection import TableFilter
+from cdc.source import Chunk, ChunkSpec, Filter, Finding, Piece, Restructured, Run, Unsettled
+from cdc.table import TableId
+
+Json = Any
+
+UNSEEN_MAX = 32  # more delivered transactions than this are looked up at once, so that positions stay small
+
+
+class PostgresSource:
+    """One database. `register` gives a schema's id (`Log.register`). `slot_name` and `publication` default to `cdc_<pipeline>`;
+    a publication that another role made is used as it is. `insert_only` tables need no replica identity: their updates and deletes
+    are not captured."""
+
+    connector = "postgresql"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pipeline: str,
+        register: Register,
+        tables: Sequence[str] = (),
+        insert_only: Iterable[TableId] = (),
+        slot_name: str | None = None,
+        publication: str | None = None,
+        heartbeat_s: float = 10.0,
+        decoding_memory: str = "64MB",
+    ) -> None:
+        self._url, self._pipeline, self._register = url, pipeline, register
+        self._select, self._insert_only = TableFilter.parse(tables), frozenset(insert_only)
+        self._slot_base = slot_name or slot.slot_name(pipeline)
+        self._publications = Publications.named(publication or slot.slot_name(pipeline))
+        self._heartbeat_s, self._decoding_memory = heartbeat_s, decoding_memory
+        self._application = f"penstock:{pipeline}"
+        self._control: Session | None = None
+        self._reader: Reader | None = None
+        self._relations: Relations
+        self._origin: Origin
+        self._chunks: Chunks | None = None
+        # Published before the slot was made, or read since: no older transaction can have written to them.
+        self._published_long: set[TableId] = set()
+        self._noticed: dict[TableId, Json] = {}
+        self._watched: Filter = Filter()
+        self._next_heartbeat = 0.0
+        self._confirmed = 0
+
+    # ---------------------------------------------------------------------------------------------------------- preflight
+    def check(self) -> list[Finding]:
+        """See `Source.check`. Raises CdcError when there is no connection."""
+        return self._findings(self._slot_base)
+
+    def _findings(self, slot_name: str) -> list[Finding]:
+        control = self._controlled()
+        return preflight.findings(control, self._plan(self._selected(control), slot_name))
+
+    def tables(self) -> list[TableId]:
+        control = self._controlled()
+        ids = [table.id for table in self._selected(control) if table.persistence == "p"]
+        return facts.referenced_first(ids, facts.references(control))
+
+    # -------------------------------------------------------------------------------------------------------------- start
+    def intent(self, epoch: int) -> Json:
+        return {"slot": slot.of_epoch(self._slot_base, epoch), "publication": self._publications.all}
+
+    def start(self, intent: Json, resume: bool) -> Json:
+        control, name = self._controlled(), str(intent["slot"])
+        _demand(self._findings(name))
+        tables = [table for table in self._selected(control) if table.persistence == "p"]
+        found = slot.find(control, name)
+        if found is not None and not resume:
+            raise CdcError("CDC-PG-121", f"the slot {name} exists, and the log has no position in it", where=name)
+        slot.publish(control, self._publications, tables, self._insert_only)
+        replication = self._connect(replication=True)
+        try:
+            identity = slot.identify(replication)
+            # Adopting: nothing was stored and no row was read, so where the slot stands is as good a beginning as any.
+            lsn = slot.usable(control, name).confirmed if found else slot.create(replication, control, name)
+        finally:
+            replication.close()
+        self._published_long = {table.id for table in tables} if found is None else set()
+        return StreamPosition(identity.system_id, identity.timeline, name, lsn).to_json()
+
+    def open(self, at: Json, confirmed: Json, sequence: int, epoch: int) -> None:
+        self.close()
+        position, cut = StreamPosition.from_json(at), StreamPosition.from_json(confirmed)
+        _demand(self._findings(position.slot))
+        control, replication = self._controlled(), self._connect(replication=True)
+        found = slot.verify(control, slot.identify(replication), position)
+        if found.confirmed > cut.confirmable:
+            detail = f"the slot has forgotten everything before {lsn_text(found.confirmed)}, the log's last cut is {cut}"
+            raise CdcError("CDC-PG-126", detail, where=position.slot)
+        slot.wait_free(control, found, self._application)
+        self._confirmed = cut.confirmable
+        database = control.run("SELECT current_database()")[0][0] or ""
+        self._origin = Origin(self._pipeline, database, epoch, version("penstock"))
+        self._relations = Relations(control, self._pipeline, self._register, self._publications, self._insert_only)
+        self._stream(replication, position, sequence, binary=self._all_exact(control))
+        self._chunks = Chunks(self._connect, self._relations, self._publications, self._origin, self._beat)
+        control.idle = self._beat
+        for older in range(epoch):
+            stale = slot.find(control, slot.of_epoch(self._slot_base, older))
+            if stale and stale.active_pid is None:
+                slot.drop(control, stale.name)
+
+    def _stream(self, replication: Session, position: StreamPosition, sequence: int, *, binary: bool) -> None:
+        control = self._controlled()
+        replication.settings({"logical_decoding_work_mem": self._decoding_memory})
+        names = sorted(slot.owned(control, self._publications))
+        stream = Stream(replication, position.slot, position.confirmable, names, binary=binary)
+        stream.confirmed = self._confirmed
+        self._reader = Reader(
+            stream,
+            position,
+            sequence,
+            self._relations,
+            self._origin,
+            binary=binary,
+            mark_prefix=f"penstock.mark.{self._pipeline}",
+            xid_near=slot.snapshot(control).xmax,
+            looked_at=self._looked_at,
+        )
+
+    def _all_exact(self, control: Session) -> bool:
+        """May the stream be binary? One column that it cannot carry puts all of it in text mode."""
+        columns = [column for table in self._selected(control) for column in table.streamed]
+        types = types_of(control, [(column.type_oid, column.typmod) for column in columns])
+        return all(is_exact(logical(pg_type)) for pg_type, _ in types.values())
+
+    # --------------------------------------------------------------------------------------------------------- the stream
+    def poll(self, timeout_s: float, drop: Filter) -> Run:
+        reader, self._watched = self._opened(), drop
+        reader.stream.beat()
+        if time.monotonic() >= self._next_heartbeat:
+            self._heartbeat(reader)
+        before, sequence = reader.position, reader.sequence
+        try:
+            run = reader.run(timeout_s, drop)
+        except NotBinary:
+            self._in_text(before, sequence)
+            run = Run({}, before.to_json(), sequence, before.open is not None)
+        if len(reader.position.unseen) > UNSEEN_MAX:
+            reader.prune(slot.snapshot(self._controlled()))
+            run.stream = reader.position.to_json()
+        run.facts, self._noticed = self._noticed, {}
+        return run
+
+    def _in_text(self, at: StreamPosition, sequence: int) -> None:
+        """A column without an exact form came up: the same stream from the same place, as text."""
+        self._opened().stream.close()
+        control, replication = self._controlled(), self._connect(replication=True)
+        slot.wait_free(control, slot.verify(control, slot.identify(replication), at), self._application)
+        self._stream(replication, at, sequence, binary=False)
+
+    def _heartbeat(self, reader: Reader) -> None:
+        """Lets the slot advance while only other tables are busy, forgets what has become visible, and looks for what the stream
+        does not tell. Its commit waits for no standby: a hung one must not hang the stream."""
+        self._next_heartbeat = time.monotonic() + self._heartbeat_s
+        control, position = self._controlled(), reader.position
+        row = control.run(
+            f"""BEGIN; SET LOCAL synchronous_commit = off;
+                SELECT pg_catalog.pg_logical_emit_message(true, {sql.literal(f"penstock.heartbeat.{self._pipeline}")}, '');
+                COMMIT;
+                SELECT pg_catalog.pg_current_snapshot(), confirmed_flush_lsn FROM pg_catalog.pg_replication_slots
+                WHERE slot_name = {sql.literal(position.slot)}""",
+            doing="the heartbeat",
+        )
+        if not row:
+            raise CdcError("CDC-PG-120", f"the slot {position.slot} is gone", where=position.slot)
+        confirmed = lsn_int(row[0][1] or "0/0")
+        if confirmed > self._confirmed:
+            detail = f"the slot stands at {lsn_text(confirmed)}, capture has confirmed {lsn_text(self._confirmed)}"
+            raise CdcError("CDC-PG-130", detail, where=position.slot)
+        reader.prune(Snapshot.parse(row[0][0] or ""))
+        tables = facts.by_name(control, self._publications, self._watched.facts) if self._watched.facts else {}
+        for id_ in self._watched.facts:
+            self._looked_at(id_, tables.get(id_))
+
+    def _looked_at(self, id_: TableId, table: Table | None) -> None:
+        """D9: compare what the catalog says of a live table with what the log knows; stop where rows changed without events."""
+        then = self._watched.facts.get(id_)
+        if then is None:
+            return
+        now = None if table is None else self._relations.facts(table)
+        if reason := facts.altered(then, now):
+            remedy = reload(id_) if now else "Start capture again: the table is then left out."
+            raise CdcError("CDC-PG-160", f"{id_}: {reason}", where=str(id_), remedy=remedy)
+        if now is not None and (changed := {**now, "waits": then["waits"]}) != then:
+            self._noticed[id_] = changed
+
+    def mark(self) -> str:
+        control, name = self._control, secrets.token_hex(8)
+        if control is None:
+            raise Unavailable("CDC-PG-101", "the session that marks was lost")
+        control.run(
+            f"SELECT pg_catalog.pg_logical_emit_message(true, {sql.literal(f'penstock.mark.{self._pipeline}')}, '{name}')",
+            doing="committing a mark",
+        )
+        return name
+
+    def confirm(self, at: Json) -> None:
+        reader, position = self._opened(), StreamPosition.from_json(at)
+        assert self._confirmed <= position.confirmable <= reader.position.confirmable, "R1: confirmed <= durable <= read"
+        self._confirmed = reader.stream.confirmed = position.confirmable
+
+    # -------------------------------------------------------------------------------------------------------------- tables
+    def include(self, tables: Iterable[TableId]) -> Mapping[TableId, Json]:
+        control, wanted = self._controlled(), list(tables)
+        found = facts.by_name(control, self._publications, wanted)
+        for id_ in wanted:
+            if id_ not in found or found[id_].persistence != "p":
+                raise CdcError("CDC-PG-139", f"{id_} is not an ordinary, logged table", where=str(id_))
+        plan = self._plan(list(found.values()))
+        _demand(preflight.table_findings(control, plan))
+        if any(table.published is None for table in found.values()):
+            slot.publish(control, self._publications, list(found.values()), self._insert_only)
+            found = facts.by_name(control, self._publications, wanted)
+        # Transactions that wrote before the publication changed must end before the first chunk (D6). Taking an xid of our own
+        # first puts all of them below the snapshot's xmax, where it lists them.
+        control.run("SELECT pg_catalog.pg_current_xact_id()")
+        running = sorted(slot.snapshot(control).running)
+        return {
+            id_: found[id_].facts(id_ in self._insert_only, () if id_ in self._published_long else running) for id_ in wanted
+        }
+
+    def read_chunk(self, spec: ChunkSpec, at: Json) -> Chunk | Unsettled | Restructured:
+        reader, chunks = self._opened(), self._chunks
+        assert chunks is not None
+        chunk = chunks.read(spec, StreamPosition.from_json(at), reader.sequence)
+        if not isinstance(chunk, Chunk):
+            return chunk
+        self._published_long.add(spec.table)
+        if spec.keyless:
+            chunk.pieces = self._counted(chunk.pieces)
+        else:
+            reader.sequence = max(reader.sequence, *(piece.sequence for piece in chunk.pieces))
+        return chunk
+
+    def _counted(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            self._opened().sequence = piece.sequence
+            self._beat()
+            yield piece
+
+    def seen(self, at: Json) -> Json:
+        reader, chunks = self._opened(), self._chunks
+        if chunks is None or chunks.last_snapshot is None:
+            return at
+        reader.prune(chunks.last_snapshot)
+        return StreamPosition.from_json(at).pruned(chunks.last_snapshot).to_json()
+
+    # ---------------------------------------------------------------------------------------------------------------- rest
+    def status(self) -> Mapping[str, Json]:
+        control = self._controlled()
+        name = self._reader.position.slot if self._reader else self._slot_base
+        rows = control.run(
+            """SELECT pg_catalog.pg_current_wal_flush_lsn(), confirmed_flush_lsn, active, wal_status,
+                      pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), restart_lsn)::int8,
+                      pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), confirmed_flush_lsn)::int8, safe_wal_size
+               FROM pg_catalog.pg_replication_slots WHERE slot_name = $1""",
+            [name],
+        )
+        status: dict[str, Json] = {"slot": name, "exists": bool(rows), "blockers": slot.blockers(control)}
+        if rows:
+            head, confirmed, active, wal_status, retained, behind, safe = rows[0]
+            status |= {"head": head, "confirmed": confirmed, "active": active == "t", "wal_status": wal_status}
+            numbers = {"retained_bytes": retained, "unconfirmed_bytes": behind, "safe_bytes": safe}
+            status |= {key: None if value is None else int(value) for key, value in numbers.items()}
+            if self._reader:
+                status["lag_bytes"] = max(0, lsn_int(head or "0/0") - self._reader.position.lsn)
+        return status
+
+    def drop(self) -> list[str]:
+        """Remove what capture made at the source: its slots of all epochs, its publications. What was removed, in words."""
+        self.close()
+        control = self._controlled()
+        rows = control.run(
+            "SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE slot_name ~ $1 AND plugin = 'pgoutput'",
+            [f"^{slot.of_epoch(self._slot_base, 0)}(_e[0-9]+)?$"],
+        )
+        removed = [f"slot {row[0]}" for row in rows if slot.drop(control, row[0] or "")]
+        for name, ours in slot.owned(control, self._publications).items():
+            if ours:
+                control.run(f"DROP PUBLICATION {sql.ident(name)}", doing=f"dropping publication {name}")
+                removed.append(f"publication {name}")
+        return removed
+
+    def close(self) -> None:
+        if self._reader:
+            self._reader.stream.close()
+        if self._chunks:
+            self._chunks.close()
+        if self._control:
+            self._control.close()
+        self._reader = self._chunks = self._control = None
+
+    def _opened(self) -> Reader:
+        assert self._reader is not None, "open() comes first"
+        return self._reader
+
+    def _beat(self) -> None:
+        if self._reader:
+            self._reader.stream.beat()
+
+    def _connect(self, *, replication: bool = False) -> Session:
+        return Session(self._url, self._application, replication=replication)
+
+    def _controlled(self) -> Session:
+        """The control session. Before `open` it is made when it is needed; a lost one is never replaced after that (C1)."""
+        if self._control is None or (self._reader is None and not self._control.alive):
+            self._control = self._connect()
+        return self._control
+
+    def _selected(self, control: Session) -> list[Table]:
+        return [table for table in facts.candidates(control, self._publications) if self._select.matches(table.id)]
+
+    def _plan(self, tables: Sequence[Table], slot_name: str | None = None) -> preflight.Plan:
+        unmatched = self._select.unmatched(table.id for table in tables)
+        return preflight.Plan(slot_name or self._slot_base, self._publications, tables, self._insert_only, unmatched)
+
+
+def _demand(findings: Iterable[Finding]) -> None:
+    """Raise the first error among them."""
+    for finding in findings:
+        if finding.severity == "error":
+            raise CdcError(finding.code, finding.detail, where=finding.where or None, remedy=finding.remedy)
