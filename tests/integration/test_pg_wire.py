@@ -1,0 +1,311 @@
+"""Rule R7 on real servers: one row gives the same bytes by COPY, by the binary stream and by the text stream, and they mean
+what the server prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+
+import pytest
+
+from cdc.avro import ChangeEvent, decode_datum, decode_event, schemas_of
+from cdc.postgres import pgoutput
+from cdc.postgres.codec import Moved, compile_chunk, compile_stream, select_list
+from cdc.postgres.envelope import Origin, Transaction
+from cdc.postgres.pgoutput import Relation, RelationColumn, Row
+from cdc.postgres.session import Session
+from cdc.postgres.types import PgType, logical, wire_text
+from cdc.records import Records
+from cdc.table import Column, TableId, TableSchema
+from tests.servers import Database
+
+pytestmark = [pytest.mark.majors(16, 18), pytest.mark.timeout(120)]
+
+NOW_US, LSN, XID = 1_795_446_000_123_456, 0x16_B374_8D38, 4_000_000_001
+TABLE = TableId("public", 'Every "type"%s')
+NAME = '"Every ""type""%s"'
+EXACT = {
+    "i2": ("smallint", "-32768", "32767", "0", "-1"),
+    "i4": ("integer", "-2147483648", "2147483647", "8191", "8192"),
+    "i8": ("bigint", "-9223372036854775808", "9223372036854775807", "134217728", "-2199023255553"),
+    "dec": ("numeric(12,2)", "NaN", "9999999999.99", "-9999999999.99", "0", "-0.01", "1.28", "100000000", "0.50"),
+    "wide": ("numeric(38,10)", "NaN", "9999999999999999999999999999.9999999999", "-0.0000000001", "1", "10000"),
+    "whole": ("numeric(5,0)", "NaN", "-32768", "128", "-129", "99999"),
+    "hundreds": ("numeric(4,-2)", "123400", "-999900", "0"),
+    "tiny": ("numeric(2,4)", "0.0099", "-0.0001"),
+    "num": (
+        *("numeric", "NaN", "Infinity", "-Infinity", "0", "0.000", "1.50", "1.5", "-1e-30", "1e130", "123e-16383"),
+        *("9" * 9000 + "." + "9" * 300, "-" + "1" * 50_000, "1e131071", "10000", "0.0001", "99999999.99999999"),
+    ),
+    "f4": ("real", "NaN", "Infinity", "-Infinity", "-0", "0.1", "1.17549435e-38", "1e-45", "3.4028235e38", "16777217", "8.5899346e9"),
+    "f8": ("double precision", "NaN", "Infinity", "-Infinity", "-0", "0.1", "5e-324", "1.7976931348623157e308", "1e23"),
+    "yes": ("boolean", "true", "false"),
+    "txt": ("text", "", "\ufffd\U0001f600é\\n", "a\tb\nc\r\\N", "'\"$$", "\x01\x7f"),
+    "vc": ("varchar(9)", "", "x", "ä" * 9),
+    "pad": ("char(5)", "", "x", "ab   "),
+    "named": ("name", "n", "x" * 63),
+    "raw": ("bytea", "", "\\x00", "\\x00ff5c00", "\\xdeadbeef"),
+    "day": (
+        "date", "infinity", "-infinity", "4714-11-24 BC", "5874897-12-31", "0001-12-31 BC", "0001-01-01",
+        "1970-01-01", "2000-02-29", "9999-12-31", "10000-01-01",
+    ),
+    "t": ("time", "24:00:00", "00:00:00", "23:59:59.999999", "12:34:56.1"),
+    "t3": ("time(3)", "24:00:00", "23:59:59.999", "12:34:56"),
+    "ts": (
+        "timestamp", "infinity", "-infinity", "4714-11-24 BC", "294276-12-31 23:59:59.999999",
+        "294247-01-10 04:00:54.775807", "294247-01-10 04:00:54.775806", "294247-01-10 04:00:54.775808",
+        "1969-12-31 23:59:59.999999", "0001-12-31 23:59:59.5 BC", "2026-11-23 15:31:00",
+    ),
+    "ts3": ("timestamp(3)", "infinity", "-infinity", "4714-11-24 BC", "294276-12-31 23:59:59.999", "2026-11-23 15:31:00.5"),
+    "tz": (
+        "timestamptz", "infinity", "-infinity", "4714-11-24 00:00:00+00 BC", "294276-12-31 23:59:59.999999+00",
+        "0001-12-31 23:59:59.5+00 BC", "0002-01-01 00:00:00+00 BC", "9999-12-31 23:59:59.999999+00",
+        "10000-01-01 00:00:00+00", "2026-11-23 15:31:00+05:45", "1999-12-31 23:59:59.000001+00",
+    ),
+    "tz0": ("timestamptz(0)", "infinity", "2026-11-23 15:31:00+00"),
+    "u": (
+        "uuid", "00000000-0000-0000-0000-000000000000", "A0EEBC99-9c0b-4ef8-bb6d-6bb9bd380a11",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+    ),
+    "j": ("json", ' {"b": 1,  "a": 1.50, "a": 2}', '"\\u0000"', "null", "1e400", "\n[ ]\t"),
+    "jb": ("jsonb", ' {"b": 1,  "a": 1.50, "a": 2}', "null", '"x"', "[]"),
+    "e": ("mood", "it''s", 'q"', "c,d", "line\nfeed", ""),
+    "dn": ("money_like", "1.10", "NaN", "-99999.99"),
+    "de": ("inner_mood", 'q"', "c,d"),
+    "dj": ("doc", '{"a": 1}', "[1,  2]"),
+    "dd": ("nested", "1.10", "0"),
+}  # fmt: skip
+OTHER = {
+    "c1": ('"char"', "", "a", "\\377"),
+    "iv": ("interval", "1 year -2 days 03:04:05.6", "0", "-178000000 years"),
+    "ttz": ("timetz", "12:34:56.7+05:45", "24:00:00-15:59"),
+    "ip": ("inet", "10.0.0.1", "10.0.0.1/8", "::1"),
+    "net": ("cidr", "10.0.0.0/8", "10.1.2.3/32"),
+    "arr": ("integer[]", "{}", "{1,NULL,3}", "[0:1]={1,2}"),
+    "tarr": ("text[]", '{"a,b","q\\"",NULL,"NULL",""}'),
+    "pair": ("pair", "(,)", '(1,"a ""b"" ,c")', "(,x)"),
+    "jp": ("jsonpath", "$.a[*] ? (@ > 1.50)"),
+    "cash": ("money", "-12.34", "1234567.89"),
+    "bits": ("bit varying", "", "10101"),
+    "pt": ("point", "(1.1,-0)", "(NaN,Infinity)"),
+    "rng": ("numrange", "empty", "[1.10,)", "(,)"),
+    "tsv": ("tsvector", "'a':1 'b''c':2"),
+    "o": ("oid", "4294967295"),
+    "da": ("numbers", "{1,2}"),
+}
+TYPES = """
+CREATE TYPE mood AS ENUM ('it''''s', 'q"', 'c,d', E'line\\nfeed', '');
+CREATE DOMAIN money_like AS numeric(7,2) CHECK (VALUE IS NULL OR VALUE::text <> '0.13');
+CREATE DOMAIN inner_mood AS mood;
+CREATE DOMAIN doc AS jsonb;
+CREATE DOMAIN nested AS money_like;
+CREATE TYPE pair AS (a int, b text);
+CREATE DOMAIN numbers AS int[];
+"""
+
+
+def make(session: Session, columns: dict[str, tuple[str, ...]]) -> list[str]:
+    """A table of these columns, a row per extreme, one of NULLs, one with a big value; its slot and publication. The column names."""
+    listed = ", ".join(f'"{name}" {items[0]}' for name, items in columns.items())
+    session.run(TYPES)
+    session.run(f"CREATE TABLE {NAME} (id int PRIMARY KEY, {listed})")
+    session.run(f"ALTER TABLE {NAME} REPLICA IDENTITY FULL; CREATE PUBLICATION p FOR TABLE {NAME}")
+    session.run(f"SELECT pg_create_logical_replication_slot('{slot(session)}', 'pgoutput')")
+    names = list(columns)
+    for row in range(max(map(len, columns.values()))):
+        values = [str(row)] + [items[row] if 0 < row < len(items) else None for items in columns.values()]
+        marks = ", ".join(f"${i + 1}" for i in range(len(values)))
+        session.run(f"INSERT INTO {NAME} VALUES ({marks})", values)
+    return ["id", *names]
+
+
+def slot(session: Session) -> str:
+    ((oid,),) = session.run("SELECT oid FROM pg_database WHERE datname = current_database()")
+    return f"wire_{oid}"
+
+
+def column_of(session: Session, column: RelationColumn) -> Column:
+    """What the catalogue says of a streamed column."""
+    oid, typmod, typtypes = column.type_oid, column.typmod, ""
+    while not typtypes.endswith(("b", "e", "c", "r", "p", "m")):
+        ((typtype, below, modifier),) = session.run(
+            "SELECT typtype, typbasetype::int8, typtypmod FROM pg_type WHERE oid = $1", [oid]
+        )
+        typtypes += str(typtype)
+        oid, typmod = (int(below or 0), int(modifier or 0)) if typtype == "d" else (oid, typmod)
+    found = session.run("SELECT enumlabel FROM pg_enum WHERE enumtypid = $1 ORDER BY enumsortorder", [oid])
+    labels = tuple(str(label) for (label,) in found) if typtypes.endswith("e") else None
+    ((verbatim,),) = session.run("SELECT format_type($1, $2)", [column.type_oid, column.typmod])
+    pg_type = PgType(column.type_oid, column.typmod, typtypes[0], oid, typmod, labels)
+    return Column(column.name, logical(pg_type), str(verbatim))
+
+
+def schema_of(session: Session, relation: Relation, key: Sequence[str]) -> TableSchema:
+    columns = tuple(column_of(session, column) for column in relation.columns)
+    return TableSchema(TableId(relation.schema, relation.name), columns, tuple(key))
+
+
+def peek(session: Session, binary: bool) -> Iterator[bytes]:
+    rows = session.run(
+        f"SELECT data FROM pg_logical_slot_peek_binary_changes('{slot(session)}', NULL, NULL, 'proto_version', '1', "
+        f"'publication_names', 'p', 'binary', '{binary}', 'messages', 'true')"
+    )
+    for (data,) in rows:
+        assert data is not None
+        yield bytes.fromhex(data.removeprefix("\\x"))
+
+
+class Captured:
+    """What the stream gave: records by message kind, key changes, and the schema that the Relation message told."""
+
+    def __init__(self, session: Session, binary: bool, key: Sequence[str] = ("id",)) -> None:
+        self.values: dict[str, list[bytes]] = {"I": [], "U": [], "D": []}
+        self.keys: dict[str, list[bytes | None]] = {"I": [], "U": [], "D": []}
+        self.moved: list[Moved] = []
+        self.schema: TableSchema | None = None
+        codec = None
+        for data in peek(session, binary):
+            parsed = pgoutput.parse(data)
+            if isinstance(parsed, Relation):
+                self.schema = schema_of(session, parsed, key)
+                ids = (1, 2) if key else (None, 2)
+                codec = compile_stream(self.schema, *ids, identity_full=parsed.identity == "f", binary=binary, start=0)
+            if isinstance(parsed, Row):
+                assert codec is not None
+                codec.begin(transaction(), records := Records())
+                kind = chr(parsed.kind)
+                if kind == "U":
+                    moved = codec.update(data, 1, LSN)
+                    self.moved += [moved] if moved else []
+                else:
+                    (codec.insert if kind == "I" else codec.delete)(data, 1, LSN)
+                self.values[kind] += records.values
+                self.keys[kind] += records.keys
+
+
+def transaction() -> Transaction:
+    origin = Origin("shop", "db", 1, "0")
+    origin.clock(NOW_US)
+    return origin.transaction(XID, NOW_US)
+
+
+def chunk(session: Session, schema: TableSchema) -> Records:
+    """The table's rows as a load reads them, in a source block like the stream's, so that whole values can be compared."""
+    session.copy_out(
+        f"COPY (SELECT {', '.join(select_list(schema))} FROM {NAME} ORDER BY id) TO STDOUT (FORMAT binary)", "a chunk"
+    )
+    records, codec = Records(), compile_chunk(schema, 1, 2)
+    for payload in list(session.copied("a chunk")):
+        codec.encode([payload], 1, LSN, transaction(), records)
+    return records
+
+
+def events(schema: TableSchema, values: Sequence[bytes], keys: Sequence[bytes | None]) -> list[ChangeEvent]:
+    key_schema, value_schema = schemas_of("shop", schema, "postgresql")
+    return [decode_event(value_schema, value, key_schema, key) for value, key in zip(values, keys, strict=True)]
+
+
+def as_op(value: bytes, op: bytes) -> bytes:
+    return value[:6] + op + value[7:]
+
+
+@pytest.fixture
+def session(database: Database) -> Iterator[Session]:
+    with closing(Session(database.admin_url, "wire test")) as session:
+        session.run("SET search_path = public")
+        yield session
+
+
+@pytest.mark.parametrize("columns", [EXACT, OTHER], ids=["exact", "other"])
+def test_the_same_row_gives_the_same_bytes(session: Session, columns: dict[str, tuple[str, ...]]) -> None:
+    names = make(session, columns)
+    if columns is EXACT:
+        session.run(f"INSERT INTO {NAME} (id, txt, raw, num) SELECT 99, string_agg(md5(i::text), ''), "
+                    f"decode(string_agg(md5(i::text), ''), 'hex'), 3.25 FROM generate_series(1, 32768) i")  # fmt: skip
+    texts = Captured(session, binary=False)
+    schema = texts.schema
+    assert schema is not None
+    assert [column.name for column in schema.columns] == names
+    assert {column.type.kind == "other" for column in schema.columns[1:]} == {columns is OTHER}
+    read = chunk(session, schema)
+    assert len(read) == max(map(len, columns.values())) + (columns is EXACT)
+    assert texts.keys["I"] == read.keys
+    assert texts.values["I"] == [as_op(value, b"c") for value in read.values]
+    session.run(f"UPDATE {NAME} SET id = id; DELETE FROM {NAME} WHERE id >= 0")
+    modes = [False] if columns is OTHER else [False, True]
+    for captured in [Captured(session, binary=mode) for mode in modes]:
+        assert captured.schema == schema
+        assert captured.values["I"] == [as_op(value, b"c") for value in read.values]
+        assert captured.keys == {"I": read.keys, "U": read.keys, "D": read.keys}
+        rows = [event.after for event in events(schema, read.values, read.keys)]
+        updates = events(schema, captured.values["U"], captured.keys["U"])
+        deletes = events(schema, captured.values["D"], captured.keys["D"])
+        assert (
+            [repr(event.before) for event in updates]
+            == [repr(event.after) for event in updates]
+            == list(map(repr, rows))
+        )
+        assert [(repr(event.before), event.after) for event in deletes] == [(repr(row), None) for row in rows]
+
+
+@pytest.mark.parametrize("columns", [EXACT, OTHER], ids=["exact", "other"])
+def test_the_bytes_mean_what_the_server_prints(session: Session, columns: dict[str, tuple[str, ...]]) -> None:
+    make(session, columns)
+    schema = Captured(session, binary=False).schema
+    assert schema is not None
+    read = chunk(session, schema)
+    for event in events(schema, read.values, read.keys):
+        assert event.after is not None
+        for column in schema.columns:
+            value, name = event.after[column.name], '"' + column.name + '"'
+            literal = None if value is None else wire_text(column.type, value)
+            ((printed, given),) = session.run(
+                f"SELECT CASE WHEN {name} IS DISTINCT FROM NULL THEN format('%s', {name}) END, "
+                f"CASE WHEN $1::text IS NOT NULL THEN format('%s', $1::text::{column.source_type}) END FROM {NAME} WHERE id = $2",
+                [literal, event.after["id"]],
+            )
+            assert (column.name, given) == (column.name, printed)
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "text"])
+def test_unchanged_columns_and_moved_keys(session: Session, binary: bool) -> None:
+    session.run(f"CREATE TABLE {NAME} (id text PRIMARY KEY, n int, big text, raw bytea, num numeric)")
+    external = ", ".join(f"ALTER {name} SET STORAGE EXTERNAL" for name in ("id", "big", "raw", "num"))
+    session.run(f"ALTER TABLE {NAME} {external}")
+    session.run(f"CREATE PUBLICATION p FOR TABLE {NAME}")
+    session.run(f"SELECT pg_create_logical_replication_slot('{slot(session)}', 'pgoutput')")
+    session.run(
+        f"INSERT INTO {NAME} SELECT 'a', 1, repeat('x', 9000), decode(repeat('00', 9000), 'hex'), repeat('7', 30000)::numeric"
+    )
+    session.run(f"INSERT INTO {NAME} VALUES (repeat('k', 2500), 1)")  # a key that is stored out of line
+    session.run(f"UPDATE {NAME} SET n = 2")
+    session.run(
+        f"UPDATE {NAME} SET id = 'b' WHERE id = 'a'; UPDATE {NAME} SET id = 'c', big = NULL, raw = NULL, num = 1 WHERE id = 'b'"
+    )
+    session.run(f"DELETE FROM {NAME}")
+    captured = Captured(session, binary)
+    schema = captured.schema
+    assert schema is not None
+    updates = events(schema, captured.values["U"], captured.keys["U"])
+    assert [event.op for event in updates] == ["u", "u", "d", "c", "d", "c"]
+    toasted, long_key, gone, moved, gone_again, whole = updates
+    assert (toasted.unchanged, toasted.after) == (("big", "raw", "num"), {"id": "a", "n": 2})
+    assert long_key.after == {"id": "k" * 2500, "n": 2, "big": None, "raw": None, "num": None}
+    assert long_key.key == {"id": "k" * 2500}
+    assert gone.before == {"id": "a", "n": None, "big": None, "raw": None, "num": None}
+    assert (moved.unchanged, moved.after, moved.before) == (("big", "raw", "num"), {"id": "b", "n": 2}, None)
+    assert (whole.unchanged, whole.after) == (
+        (),
+        {"id": "c", "n": 2, "big": None, "raw": None, "num": {"scale": 0, "value": b"\x01"}},
+    )
+    assert [moved.partial for moved in captured.moved] == [True, False]
+    key_schema = schemas_of("shop", schema, "postgresql").key
+    assert [decode_datum(key_schema, event.moved or b"")["id"] for event in (gone, moved, gone_again, whole)] == [
+        "b",
+        "a",
+        "c",
+        "b",
+    ]
+    deletes = events(schema, captured.values["D"], captured.keys["D"])
+    assert sorted(str(event.before["id"])[:2] for event in deletes if event.before) == ["c", "kk"]
+    assert [event.key for event in deletes] == [{"id": event.before["id"]} for event in deletes if event.before]

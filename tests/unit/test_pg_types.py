@@ -1,0 +1,135 @@
+"""Postgres types to logical types, wire values back to literals, and the calendar below them."""
+
+from __future__ import annotations
+
+import datetime
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdc.avro import INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, decimal_bytes
+from cdc.postgres.calendar import date_of, days_of
+from cdc.postgres.types import PgType, is_exact, logical, unwrapped, wire_text, wrapped
+from cdc.table import LogicalType
+
+
+def plain(oid: int, typmod: int = -1) -> LogicalType:
+    return logical(PgType(oid, typmod, "b", oid, typmod))
+
+
+def numeric_typmod(precision: int, scale: int) -> int:
+    return (precision << 16 | scale & 0x7FF) + 4
+
+
+@pytest.mark.parametrize(
+    ("oid", "kind"),
+    [
+        *[(16, "boolean"), (17, "bytes"), (18, "other"), (19, "text"), (20, "int64"), (21, "int16"), (23, "int32"), (25, "text")],
+        *[(26, "other"), (114, "json"), (142, "other"), (700, "float32"), (701, "float64"), (869, "other"), (1007, "other")],
+        *[(1042, "text"), (1043, "text"), (1082, "date"), (1083, "time_us"), (1114, "timestamp_us"), (1184, "timestamptz")],
+        *[(1186, "other"), (1266, "other"), (1700, "numeric"), (2950, "uuid"), (3802, "json"), (3904, "other"), (99_999, "other")],
+    ],
+)  # fmt: skip
+def test_builtin_types(oid: int, kind: str) -> None:
+    assert plain(oid).kind == kind
+    assert is_exact(plain(oid)) == (kind != "other")
+
+
+@pytest.mark.parametrize(
+    ("precision", "scale", "expected"),
+    [
+        (12, 2, LogicalType("decimal", 12, 2)),
+        (5, 0, LogicalType("decimal", 5, 0)),
+        (1000, 1000, LogicalType("decimal", 1000, 1000)),
+        (2, 4, LogicalType("numeric")),
+        (4, -2, LogicalType("numeric")),
+        (1, -1000, LogicalType("numeric")),
+    ],
+)
+def test_numeric_modifiers(precision: int, scale: int, expected: LogicalType) -> None:
+    assert plain(1700, numeric_typmod(precision, scale)) == expected
+
+
+@pytest.mark.parametrize("precision", range(7))
+def test_time_modifiers(precision: int) -> None:
+    unit = "ms" if precision <= 3 else "us"
+    assert plain(1083, precision).kind == f"time_{unit}"
+    assert plain(1114, precision).kind == f"timestamp_{unit}"
+    assert plain(1184, precision).kind == "timestamptz"
+
+
+def test_domains_are_their_base_and_enums_keep_their_labels() -> None:
+    assert logical(PgType(50_000, -1, "d", 1700, numeric_typmod(7, 2))) == LogicalType("decimal", 7, 2)
+    assert logical(PgType(50_000, -1, "d", 1007, -1)) == LogicalType("other")
+    labels = ("a", "it's", "c,d")
+    assert logical(PgType(50_001, -1, "e", 50_001, -1, labels)) == LogicalType("enum", labels=labels)
+    assert logical(PgType(50_002, -1, "d", 50_001, -1, labels)) == LogicalType("enum", labels=labels)
+    assert logical(PgType(50_001, -1, "e", 50_001, -1, ())) == LogicalType("enum")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        ("boolean", True, "true"),
+        ("int64", INT64_MIN, "-9223372036854775808"),
+        ("float64", float("nan"), "NaN"),
+        ("float64", float("-inf"), "-Infinity"),
+        ("float64", -0.0, "-0.0"),
+        ("numeric", {"scale": 0, "value": b""}, "NaN"),
+        ("numeric", {"scale": 1, "value": b""}, "Infinity"),
+        ("numeric", {"scale": -1, "value": b""}, "-Infinity"),
+        ("numeric", {"scale": 30, "value": decimal_bytes(-1)}, "-0." + "0" * 29 + "1"),
+        ("numeric", {"scale": 2, "value": decimal_bytes(0)}, "0.00"),
+        ("numeric", {"scale": 0, "value": decimal_bytes(10**20_000)}, "1" + "0" * 20_000),
+        ("bytes", b"\x00\xff", "\\x00ff"),
+        ("date", INT32_MAX, "infinity"),
+        ("date", INT32_MIN, "-infinity"),
+        ("date", days_of(0, 3, 1), "0001-03-01 BC"),
+        ("date", days_of(5_874_897, 12, 31), "5874897-12-31"),
+        ("date", days_of(-4713, 11, 24), "4714-11-24 BC"),
+        ("time_us", 86_400_000_000, "24:00:00.000000"),
+        ("time_ms", 1, "00:00:00.001000"),
+        ("timestamp_us", -1, "1969-12-31 23:59:59.999999"),
+        ("timestamp_us", INT64_MIN, "-infinity"),
+        ("timestamp_us", wrapped(9_224_318_015_999_999_999), "294276-12-31 23:59:59.999999"),
+        ("timestamp_ms", INT64_MAX, "infinity"),
+        ("timestamp_ms", 9_224_318_015_999_999, "294276-12-31 23:59:59.999000"),
+        ("timestamptz", "-infinity", "-infinity"),
+        ("timestamptz", "2026-11-23T15:31:00.000001Z", "2026-11-23 15:31:00.000001+00"),
+        ("timestamptz", "0000-12-31T00:00:00.000000Z", "0001-12-31 00:00:00.000000+00 BC"),
+        ("timestamptz", "-4713-11-24T00:00:00.000000Z", "4714-11-24 00:00:00.000000+00 BC"),
+        ("timestamptz", "+294276-12-31T23:59:59.999999Z", "294276-12-31 23:59:59.999999+00"),
+        ("text", "it's", "it's"),
+    ],
+)  # fmt: skip
+def test_wire_values_as_literals(kind: str, value: object, text: str) -> None:
+    assert wire_text(LogicalType(kind), value) == text
+
+
+@given(st.integers(-(10**40), 10**40), st.integers(0, 40))
+def test_decimals_as_literals(unscaled: int, scale: int) -> None:
+    text = wire_text(LogicalType("decimal", 40, scale), decimal_bytes(unscaled))
+    assert Fraction(text) == Fraction(unscaled, 10**scale)
+    assert len(text.partition(".")[2]) == scale
+    assert wire_text(LogicalType("decimal", 40, scale), b"") == "NaN"
+
+
+@given(st.dates())
+def test_the_calendar_is_the_gregorian_one(date: datetime.date) -> None:
+    assert days_of(date.year, date.month, date.day) == date.toordinal() - datetime.date(1970, 1, 1).toordinal()
+
+
+@given(st.integers(-3_000_000, 2_200_000_000))
+def test_dates_and_days_are_inverse(days: int) -> None:
+    year, month, day = date_of(days)
+    assert 1 <= month <= 12
+    assert 1 <= day <= 31
+    assert days_of(year, month, day) == days
+
+
+@given(st.integers(-210_866_803_200_000_000, 9_224_318_015_999_999_999) | st.integers(INT64_MAX - 3, INT64_MAX + 3))
+def test_late_timestamps_wrap_between_the_infinities(us: int) -> None:
+    assert INT64_MIN < wrapped(us) < INT64_MAX
+    assert unwrapped(wrapped(us)) == us
