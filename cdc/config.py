@@ -89,12 +89,6 @@ class SourceConfig(UrlSection):
     heartbeat_s: Seconds = 10
     """How often a quiet source gets a sign of life, so that its log can be forgotten."""
 
-    lock_timeout_s: Seconds = 5
-    """How long a statement waits for a lock before it gives way to the application and is tried again later."""
-
-    statement_timeout_s: Seconds = 3600
-    """The longest that reading one chunk of a load may take."""
-
 
 class TableRule(Section):
     """What differs for one table."""
