@@ -199,7 +199,9 @@ class Config(Section):
             return self.sinks[name]
         known = f"; there are {', '.join(self.sinks)}" if self.sinks else "; the file has no sinks"
         raise CdcError(
-            "CDC-CFG-108", f'no sink "{name}"{did_you_mean(name, self.sinks) or known}', where=str(self.path)
+            "CDC-CFG-108",
+            f'no sink "{name}"{did_you_mean(name, self.sinks) or known}',
+            where=str(self.path) if self.path else None,
         )
 
     @classmethod
