@@ -1,7 +1,8 @@
 """Collapse: checkpoints up to a cut become pieces, and in each piece a table's events become the net change of each key.
 
-Applying a piece equals applying its events one by one, in order. Barriers split pieces: a load that begins, a TRUNCATE, a new
-schema. Capture ends its batches at every barrier, so pieces split only between checkpoints.
+Applying a piece equals applying its events one by one, in order. Two things split pieces, and only between checkpoints: a load
+that begins at a cut (what came before it does not count as written by it) and a new schema of a table. A TRUNCATE makes what
+came before it void; it splits nothing, since in the middle of a load's round the rows of other tables are right only together.
 
 A whole row replaces what its key held before, so the fast path looks at four bytes of a value and never decodes it. Rows with
 UNCHANGED columns keep track of where those columns come from (`Partial.origin`), through chains of key changes.
@@ -30,6 +31,7 @@ class Changes:
         self._splicers: dict[int, Splicer] = {}
         self.pieces: list[Piece] = []
         self.size_bytes = 0
+        self._at_cut = True
 
     @property
     def full(self) -> bool:
@@ -42,20 +44,23 @@ class Changes:
     def add(self, checkpoint: Checkpoint, batch: Batch, wants: Callable[[TableId], bool]) -> None:
         """One checkpoint's records of the wanted tables, in log order."""
         begun = [begin for begin in checkpoint.begun if wants(begin.table)]
-        truncates = {table for table, records in batch.items() if records.values[0][6] == _TRUNCATE}
-        if not self.pieces or begun or truncates or self.pieces[-1].finished or self._new_schema(batch):
+        if not self.pieces or (begun and self._at_cut) or self.pieces[-1].finished or self._new_schema(batch):
             self.pieces.append(Piece())
         piece = self.pieces[-1]
         piece.begun += begun
+        for begin in begun:
+            if begin.keyless:  # its beginning empties the table: what was read of it before is void
+                piece.tables.pop(begin.table, None)
         for table, records in batch.items():
             changes = piece.tables.get(table)
             if changes is None:
                 changes = piece.tables[table] = TableChanges(schema_id(records.values[0]))
-            if table in truncates:
+            if records.values[0][6] == _TRUNCATE:
                 self._truncate(table, changes, records)
             else:
                 self._collapse(table, changes, records, checkpoint)
         piece.finished += [table for table in checkpoint.finished if wants(table)]
+        self._at_cut = checkpoint.cut
         self.size_bytes += size_bytes(batch)
 
     def _new_schema(self, batch: Batch) -> bool:
@@ -69,6 +74,7 @@ class Changes:
         if any(value[6] != _TRUNCATE for value in records.values):
             raise CdcError("CDC-LOG-130", "a TRUNCATE shares its checkpoint with other events", where=str(table))
         changes.emptied, changes.only_reads = True, False
+        changes.net, changes.keys, changes.events = {}, [], []
 
     def _collapse(self, table: TableId, changes: TableChanges, records: Records, checkpoint: Checkpoint) -> None:
         changes.keys += records.keys
