@@ -36,7 +36,7 @@ class Role(NamedTuple):
     def of_cdc(cls, name: str, *arguments: str) -> Role:
         """The role whose process is `cdc` with these arguments, from the same installation as ours. -P: a folder named `cdc`
         in the working directory is not taken for it."""
-        return cls(name, (sys.executable, "-P", "-m", "cdc.cli", *arguments, "--log-format", "json"))
+        return cls(name, (sys.executable, "-P", "-m", "cdc", *arguments, "--log-format", "json"))
 
 
 class Line(NamedTuple):

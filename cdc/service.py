@@ -49,7 +49,7 @@ class Service:
         self.address = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
         settings = uvicorn.Config(
             application(registry, health),
-            log_config=None, access_log=False, lifespan="off", loop="asyncio", http="h11", ws="none", timeout_graceful_shutdown=1,
+            log_config=None, log_level="warning", access_log=False, lifespan="off", loop="asyncio", http="h11", ws="none", timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(

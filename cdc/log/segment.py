@@ -173,6 +173,14 @@ class Segment:
             found[table_id(str(text))] = TableState(generation, bool(keyless), json.loads(str(facts)))
         return found
 
+    def bytes_after(self, number: int) -> int:
+        """The size of the frames of this segment's checkpoints behind `number`. Their bodies are not read."""
+        begin = "coalesce((SELECT max(frames_end) FROM checkpoints WHERE number <= ?), 0)"
+        match self._rows(f"SELECT coalesce(sum(length(body)), 0) FROM frames WHERE id >= {begin}", number):
+            case [(int(size_bytes),)]:
+                return size_bytes
+        return 0
+
     def next_frame(self) -> int:
         """The id that the next frame will have."""
         match self._rows("SELECT max(id) FROM frames"):

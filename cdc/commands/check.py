@@ -1,0 +1,80 @@
+"""`cdc check`: everything that stands against running the pipeline, each finding with its remedy. Reads only.
+
+Exit code 0 when nothing does, 4 when some finding is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+
+from cdc.commands import wiring
+from cdc.config import Config, load
+from cdc.errors import EXIT_FINDINGS, EXIT_OK, CdcError
+from cdc.log.folder import Folder
+from cdc.presentation import answer, finding_text, say
+from cdc.source import Finding
+
+
+def run(*, as_json: bool, file: Path, grants: bool) -> int:
+    """Raises what is wrong with the file itself; all else is a finding."""
+    config = load(file)
+    if grants:
+        print("\n".join(wiring.grants(config)))
+        return EXIT_OK
+    found = findings(config)
+    failed = any(finding.severity == "error" for finding in found)
+    if as_json:
+        print(answer("check", {"findings": [finding._asdict() for finding in found]}, ok=not failed))
+        return EXIT_FINDINGS if failed else EXIT_OK
+    for finding in found:
+        say(finding_text(finding), sys.stdout)
+    errors = sum(finding.severity == "error" for finding in found)
+    mark = "✗" if failed else "✓"
+    say(f"{mark} {config.pipeline}: {errors} errors, {len(found) - errors} warnings", sys.stdout)
+    return EXIT_FINDINGS if failed else EXIT_OK
+
+
+def findings(config: Config) -> list[Finding]:
+    """All of them: the file's, the source's, the log's, each target's. Errors first."""
+    found = [*config.findings, *_asked("source", lambda: _source(config)), *_asked("log", lambda: _log(config))]
+    for name in config.sinks:
+        found += _asked(f"sink {name}", lambda name=name: _sink(config, name))  # type: ignore[misc]
+    return sorted(found, key=lambda finding: finding.severity != "error")
+
+
+def _asked(where: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The findings of one part, which may be that it cannot be reached."""
+    try:
+        return [finding._replace(where=finding.where or where) for finding in ask()]
+    except CdcError as error:
+        return [Finding("error", error.code, error.detail, error.where or where, error.remedy)]
+
+
+def _source(config: Config) -> list[Finding]:
+    with closing(wiring.source(config)) as source:
+        return source.check()
+
+
+def _sink(config: Config, name: str) -> list[Finding]:
+    with closing(wiring.sink(config, name)) as sink:
+        return sink.check()
+
+
+def _log(config: Config) -> list[Finding]:
+    path = wiring.log_path(config)
+    if Folder(path).exists():
+        with closing(wiring.open_log(config)) as log:
+            log.last_checkpoint()
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise CdcError("CDC-LOG-305", f"{above} is not writable for this user", where=str(path))
+    free = shutil.disk_usage(above).free
+    if free < config.log.free_bytes_min:
+        detail = f"{free} bytes are free, {config.log.free_bytes_min} must stay so"
+        raise CdcError("CDC-LOG-301", detail, where=str(path))
+    return []

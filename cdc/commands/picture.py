@@ -1,0 +1,208 @@
+"""The picture of a pipeline, from what is durable: the log's end, the bookkeeping in the targets, the source's head and slot.
+
+It needs no service to be up, and is right when none is. The invariant: what cannot be reached is shown as a problem, never as a
+zero. `cdc status`, the live view of `cdc run` and the progress of `cdc copy` are this one picture.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cdc.commands import wiring
+from cdc.config import Config
+from cdc.errors import CdcError
+from cdc.health import LAG_MAX_S, source_problems
+from cdc.log import TableState
+from cdc.log.survey import Survey, Surveyor
+from cdc.table import TableId
+
+Json = Any
+QUEUED, LOADING, LIVE = "queued", "loading", "live"
+
+
+@dataclass(frozen=True, slots=True)
+class TableView:
+    """`rows` are those that the running load has written to the log, of `estimate` (the planner's); both None when not known.
+    `events` counts all that the log was ever given."""
+
+    table: str
+    state: str
+    generation: int
+    rows: int | None
+    estimate: int | None
+    events: int
+
+    @property
+    def percent(self) -> float | None:
+        """How far the load is, below 100 until it is finished; None when there is no telling."""
+        if self.rows is None or not self.estimate:
+            return None
+        return min(99.9, 100.0 * self.rows / self.estimate)
+
+
+@dataclass(frozen=True, slots=True)
+class SinkView:
+    """`checkpoint` is the bookmark's. Lags are to the end of the log; `tables` are the states in the target's bookkeeping."""
+
+    name: str
+    target: str
+    state: str
+    checkpoint: int | None = None
+    lag_checkpoints: int | None = None
+    lag_s: float | None = None
+    lag_bytes: int | None = None
+    tables: Mapping[str, str] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Everything at one moment. `problems` is empty when the pipeline is healthy. `head` and `done` are places in the source's
+    log: its end, seen after the log of ours, and how far that one goes."""
+
+    pipeline: str
+    state: str
+    problems: Sequence[str]
+    source: Mapping[str, Json]
+    log: Mapping[str, Json]
+    tables: Sequence[TableView]
+    sinks: Sequence[SinkView]
+    head: int | None = None
+    done: int | None = None
+
+    @property
+    def healthy(self) -> bool:
+        return not self.problems
+
+    def to_json(self) -> Json:
+        """The `result` of `cdc status --json`, a stable contract."""
+        tables = [{**asdict(table), "percent": table.percent} for table in self.tables]
+        return {
+            **{name: getattr(self, name) for name in ("pipeline", "state", "healthy", "problems", "source", "log")},
+            "tables": tables,
+            "sinks": [asdict(sink) for sink in self.sinks],
+        }
+
+
+def gather(config: Config) -> Picture:
+    """Look everywhere once. Raises nothing for what is away; that is part of the picture."""
+    problems: list[str] = []
+    log, survey = _log(config, problems)
+    if survey.last is None and not problems:
+        problems.append("it has never been started: cdc run")
+    source, seen = _source(config, survey, problems)
+    tables = table_views(survey, seen.tables, seen.estimates) if seen else table_views(survey, (), {})
+    sinks = [_sink(config, name, survey) for name in config.sinks]
+    problems += [f"sink {sink.name}: {sink.problem}" for sink in sinks if sink.problem]
+    problems += [f"sink {s.name} is behind by {s.lag_s:.0f} s" for s in sinks if (s.lag_s or 0) > LAG_MAX_S]
+    state = word(survey, tables, sinks, problems, capturing=bool(source.get("active", True)))
+    places = (seen.head, seen.done) if seen else (None, None)
+    return Picture(config.pipeline, state, tuple(problems), source, log, tables, sinks, *places)
+
+
+def word(
+    survey: Survey, tables: Iterable[TableView], sinks: Iterable[SinkView], problems: Sequence[str], *, capturing: bool
+) -> str:
+    """The pipeline in one word. `capturing`: a capture is connected, or nobody can tell."""
+    if survey.last is None:
+        return "not started"
+    if not capturing:
+        return "stopped"
+    if problems:
+        return "degraded"
+    if any(table.state != LIVE for table in tables):
+        return "loading"
+    if any((sink.lag_s or 0) > 1 or sink.checkpoint is None for sink in sinks):
+        return "catching up"
+    return LIVE
+
+
+def table_views(survey: Survey, selected: Iterable[TableId], estimates: Mapping[TableId, int]) -> tuple[TableView, ...]:
+    """The tables of the log, and those selected at the source that have not begun."""
+    load = survey.last.position.load if survey.last else {}
+    loading = {TableId(*table): details for table, details in load.get("loading", ())}
+    return tuple(
+        _table(table, survey.tables.get(table), loading.get(table), estimates.get(table), survey.events.get(table, 0))
+        for table in sorted({*survey.tables, *selected})
+    )
+
+
+def _table(table: TableId, state: TableState | None, loading: Json, estimate: int | None, events: int) -> TableView:
+    if state is None:
+        return TableView(str(table), QUEUED, 0, None, estimate, events)
+    if loading is None:
+        return TableView(str(table), LIVE, state.generation, None, estimate, events)
+    begun = bool(loading["rows"] or loading["read"] or loading.get("after"))
+    return TableView(str(table), LOADING if begun else QUEUED, state.generation, loading["rows"], estimate, events)
+
+
+def _log(config: Config, problems: list[str]) -> tuple[Mapping[str, Json], Survey]:
+    path = wiring.log_path(config)
+    try:
+        with Surveyor(path) as surveyor, closing(wiring.open_log(config)) as log:
+            survey, status = surveyor.survey(), log.status()
+    except CdcError as error:
+        problems.append(_words("log", error))
+        return {"path": str(path)}, Survey(None, {}, {})
+    last = survey.last
+    found = {"path": str(path), **status, "age_s": None, "epoch": None, "cut": None}
+    if last is not None:
+        found |= {"age_s": time.time() - last.written_ms / 1000, "epoch": last.epoch, "cut": last.cut}
+    return found, survey
+
+
+def _source(config: Config, survey: Survey, problems: list[str]) -> tuple[Mapping[str, Json], wiring.Look | None]:
+    found: dict[str, Json] = {"url": config.source.url.location}
+    try:
+        seen = wiring.look(config, survey)
+    except CdcError as error:
+        problems.append(_words("source", error))
+        return found, None
+    found |= seen.status
+    if survey.last is not None:
+        problems += source_problems(found)
+        if not found.get("exists"):
+            problems.append(f"the slot {found.get('slot')} is gone from the source")
+        elif not found.get("active"):
+            problems.append("no capture is connected to the source")
+        if seen.waits:
+            tables = ", ".join(map(str, wiring.waiting_for(survey)))
+            problems.append(f"{tables} can be loaded only when these end: {'; '.join(seen.waits)}")
+    return found, seen
+
+
+def _sink(config: Config, name: str, survey: Survey) -> SinkView:
+    target = config.sinks[name].url.location
+    try:
+        with closing(wiring.sink(config, name)) as sink:
+            status: Mapping[str, Any] = sink.status()
+    except CdcError as error:
+        return SinkView(name, target, "unknown", problem=f"{error.code} {error.detail}")
+    bookmark, rows = status["bookmark"], status["tables"]
+    if bookmark is None:
+        return SinkView(name, target, "not started")
+    number, log_id = bookmark["number"], bookmark["log_id"]
+    tables = {row["table"]: row["state"] for row in rows}
+    state = LOADING if LOADING in tables.values() else LIVE
+    last = survey.last
+    if last is None:
+        return SinkView(name, target, state, number, tables=tables)
+    if log_id != last.log_id:
+        return SinkView(
+            name, target, state, number, tables=tables, problem=f"its bookmark is of log {log_id}, not of this one"
+        )
+    if number > last.number:
+        detail = f"its bookmark is at checkpoint {number}, the log ends at {last.number}"
+        return SinkView(name, target, state, number, tables=tables, problem=detail)
+    with Surveyor(wiring.log_path(config)) as surveyor:
+        due_ms, backlog = surveyor.written_ms(number + 1), surveyor.backlog_bytes(number)
+    lag_s = max(0.0, time.time() - due_ms / 1000) if due_ms else 0.0
+    return SinkView(name, target, state, number, last.number - number, lag_s, backlog, tables)
+
+
+def _words(what: str, error: CdcError) -> str:
+    return f"{what}: {error.code} {error.detail}"

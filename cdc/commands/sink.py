@@ -1,0 +1,65 @@
+"""`cdc sink NAME`: one sink of a pipeline, as a service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from cdc.commands import wiring
+from cdc.commands.serving import serve
+from cdc.config import Config, load
+from cdc.errors import EXIT_OK, CdcError, Unavailable
+from cdc.log import Checkpoint, Log
+from cdc.log.survey import Surveyor
+from cdc.metrics import SinkMetrics
+from sinks.apply import apply
+
+
+def run(*, name: str, file: Path, bind: str | None) -> int:
+    """Apply until told to stop. Raises what ends it for good."""
+    config = load(file)
+    config.sink(name)
+    metrics = SinkMetrics(config.pipeline, name)
+    applied = Applied(metrics)
+
+    def attempt(should_stop: Callable[[], bool]) -> None:
+        with closing(waiting_log(config)) as log, closing(wiring.sink(config, name, log.schema)) as sink:
+            apply(sink, log, should_stop, observe=applied)
+
+    serve(config, f"sink {name}", wiring.address(config, name, bind), metrics, attempt, lambda: applied.measure(config))
+    return EXIT_OK
+
+
+def waiting_log(config: Config) -> Log:
+    """The log. Until the capture has made it, that is a dependency which is away: the sink waits for it."""
+    try:
+        return wiring.open_log(config)
+    except CdcError as error:
+        if error.code != "CDC-LOG-101":
+            raise
+        raise Unavailable("CDC-RUN-304", "the sink waits for the log", where=error.where) from error
+
+
+class Applied:
+    """The last checkpoint that this process has applied, for its metrics and its lag."""
+
+    def __init__(self, metrics: SinkMetrics) -> None:
+        self._metrics = metrics
+        self._number: int | None = None
+
+    def __call__(self, cut: Checkpoint, rows: int) -> None:
+        self._number = cut.number
+        self._metrics.observe(cut, rows)
+
+    def measure(self, config: Config) -> dict[str, object]:
+        """How far this sink is behind the log. Not known before its first commit."""
+        number = self._number
+        if number is None:
+            return {}
+        with Surveyor(wiring.log_path(config)) as surveyor:
+            last = surveyor.last()
+            due_ms = surveyor.written_ms(number + 1)
+        behind = max(0, last.number - number) if last else 0
+        return {"lag_checkpoints": behind, "lag_s": max(0.0, time.time() - due_ms / 1000) if due_ms else 0.0}

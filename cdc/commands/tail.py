@@ -1,0 +1,182 @@
+"""`cdc tail`: decoded change events from the log, newest last. It reads, and shows the user's own data: that is its job.
+
+The invariant: one event is one line, and nothing in a name or a value can be more than text to the terminal.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cdc.avro import ChangeEvent, decode_event, schema_id
+from cdc.commands import wiring
+from cdc.config import load
+from cdc.errors import EXIT_OK, CdcError
+from cdc.log import Checkpoint, Log
+from cdc.log.survey import Surveyor
+from cdc.presentation import for_stream
+from cdc.records import Batch
+from cdc.suggest import did_you_mean
+from cdc.supervise import Stop
+from cdc.table import Column, TableId
+from sinks.postgres import text
+
+Json = Any
+IDLE_S = 0.2
+
+
+class Item(NamedTuple):
+    """One event and the checkpoint that it came in."""
+
+    checkpoint: int
+    event: ChangeEvent
+
+
+def run(*, as_json: bool, file: Path, tables: Sequence[str], count: int, follow: bool) -> int:
+    """Raises CDC-LOG-101 when there is no log yet, CDC-RUN-301 for a table that it does not hold."""
+    config = load(file)
+    with Surveyor(wiring.log_path(config)) as surveyor:
+        survey = surveyor.survey()
+        wanted = chosen(tables, survey.tables)
+        after = surveyor.mark_before_events(count, wanted)
+    show = json_line if as_json else text_line
+    last = survey.last.number if survey.last else -1
+    with Stop().on_signals() as stop, closing(wiring.open_log(config)) as log:
+        recent: deque[Item] = deque(maxlen=count)
+        with closing(log.read(after, wanted, IDLE_S)) as items:
+            for item in items if last >= 0 or follow else ():
+                if item is not None and item[0].number <= last:
+                    recent.extend(decoded(log, *item))
+                if item is None or item[0].number >= last:
+                    while recent:
+                        print(show(recent.popleft()))
+                    sys.stdout.flush()
+                    if not follow:
+                        break
+                if item is not None and item[0].number > last:
+                    for one in decoded(log, *item):
+                        print(show(one))
+                    sys.stdout.flush()
+                if stop():
+                    break
+    return EXIT_OK
+
+
+def chosen(names: Sequence[str], known: Mapping[TableId, object]) -> Callable[[TableId], bool]:
+    """The tables that were named, or all. Raises CDC-RUN-301 for one that the log does not hold."""
+    tables = {known_table(name, known) for name in names}
+    return lambda table: not tables or table in tables
+
+
+def known_table(name: str, known: Mapping[TableId, object]) -> TableId:
+    """The table of this name. Raises CDC-RUN-301 when the log does not hold it."""
+    try:
+        table = TableId.parse(name)
+    except ValueError:
+        table = TableId("", name)
+    if table not in known:
+        near = did_you_mean(name, map(str, known))
+        raise CdcError("CDC-RUN-301", f"the log holds no table {printable(name)}{near}", where=printable(name))
+    return table
+
+
+def decoded(log: Log, checkpoint: Checkpoint, batch: Batch) -> Iterator[Item]:
+    """The events of one checkpoint, in the source's order."""
+    events = []
+    for records in batch.values():
+        for key, value in zip(records.keys, records.values, strict=True):
+            key_schema = None if key is None else log.schema(schema_id(key))
+            events.append(decode_event(log.schema(schema_id(value)), value, key_schema, key))
+    events.sort(key=lambda event: int(event.source["sequence"]))
+    return (Item(checkpoint.number, event) for event in events)
+
+
+def readable(column: Column, value: Json) -> Json:
+    """A wire value as people and JSON write it."""
+    if value is None:
+        return None
+    match column.type.kind:
+        case "decimal":
+            scale = column.type.scale or 0
+            return text.decimal(int.from_bytes(value, "big", signed=True), scale) if value else "NaN"
+        case "numeric":
+            return text.numeric(value["value"], value["scale"])
+        case "bytes":
+            return base64.b64encode(value).decode()
+        case "date":
+            return text.DAYS[value]
+        case "time_us":
+            return text.time_us(value)
+        case "time_ms":
+            return text.time_us(value * 1000)
+        case "timestamp_us":
+            return text.timestamp_us(value)
+        case "timestamp_ms":
+            return text.timestamp_ms(value)
+        case "float32" | "float64" if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124
+            return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"  # noqa: PLR0124
+    return value
+
+
+def readable_row(event: ChangeEvent, row: Mapping[str, Json] | None) -> dict[str, Json] | None:
+    """A key or a row, readable."""
+    return None if row is None else {name: readable(event.table.by_name[name], value) for name, value in row.items()}
+
+
+def json_line(item: Item) -> str:
+    """One event as a JSON object. A terminal gets ASCII alone."""
+    event = item.event
+    body = {
+        "checkpoint": item.checkpoint,
+        "sequence": int(event.source["sequence"]),
+        "op": event.op,
+        "table": str(event.table.id),
+        "key": readable_row(event, event.key),
+        "before": readable_row(event, event.before),
+        "after": readable_row(event, event.after),
+        "unchanged": list(event.unchanged),
+        "ts_ms": event.source["ts_ms"],
+        "source": dict(event.source),
+    }
+    return json.dumps(body, ensure_ascii=sys.stdout.isatty(), default=_bytes)
+
+
+def _bytes(value: Json) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def text_line(item: Item) -> str:
+    """One event for people: checkpoint, commit time, op, table, key, then the row."""
+    event = item.event
+    ts_ms = event.source.get("ts_ms")
+    when = datetime.fromtimestamp(ts_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if ts_ms else "-"
+    parts = [f"{item.checkpoint:>8} {when} {event.op} {printable(str(event.table.id))}"]
+    if event.key:
+        parts.append(f"[{_fields(readable_row(event, event.key))}]")
+    if event.after is not None:
+        rest = {name: value for name, value in event.after.items() if name not in (event.key or {})}
+        parts.append(_fields(readable_row(event, rest)))
+        parts += [f"{printable(name)}=(unchanged)" for name in event.unchanged]
+    elif event.before is not None and not event.key:
+        parts.append(_fields(readable_row(event, event.before)))
+    return for_stream(" ".join(part for part in parts if part), sys.stdout)
+
+
+def _fields(row: Mapping[str, Json] | None) -> str:
+    return " ".join(
+        f"{printable(name)}={printable(json.dumps(value, ensure_ascii=False))}" for name, value in (row or {}).items()
+    )
+
+
+def printable(words: str) -> str:
+    """On one line, with nothing in it that a terminal could obey."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in words
+    )

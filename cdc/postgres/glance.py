@@ -1,0 +1,53 @@
+"""What status shows of a source beside its capture: places in its log, the planner's row counts, and who is in the way.
+
+Reads the catalog only, on connections of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from cdc.postgres import slot
+from cdc.postgres.position import lsn_int
+from cdc.postgres.session import Session
+from cdc.table import TableId
+
+Json = Any
+APPLICATION = "penstock-status"
+
+# A partition root has no rows of its own; -1 is a table that was never analysed.
+_ESTIMATES = """
+SELECT n.nspname, c.relname, sum(l.reltuples)::bigint
+FROM json_array_elements($1::json) AS e
+JOIN pg_catalog.pg_namespace n ON n.nspname = e->>0
+JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = e->>1
+CROSS JOIN LATERAL (SELECT c.oid UNION SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)) AS p (oid)
+JOIN pg_catalog.pg_class l ON l.oid = p.oid AND l.relkind <> 'p'
+WHERE l.reltuples >= 0 GROUP BY 1, 2
+"""
+
+
+def row_estimates(url: str, tables: Iterable[TableId]) -> dict[TableId, int]:
+    """Only tables with an estimate are in the answer."""
+    wanted = json.dumps([list(table) for table in tables])
+    with closing(Session(url, APPLICATION)) as session:
+        rows = session.run(_ESTIMATES, [wanted], doing="reading row estimates")
+    return {TableId(schema or "", name or ""): int(count or 0) for schema, name, count in rows}
+
+
+def places(status: Mapping[str, Json], stream: Json) -> tuple[int | None, int | None]:
+    """The end of the server's log, and how far the stream position `stream` is in it; None for what is not known."""
+    head = status.get("head")
+    return head and lsn_int(head), stream and lsn_int(stream["lsn"])
+
+
+def waits(url: str, tables: Mapping[TableId, Sequence[int]]) -> list[str]:
+    """The transactions still running among those that tables wait for, in words."""
+    xids = sorted({xid for each in tables.values() for xid in each})
+    if not xids:
+        return []
+    with closing(Session(url, APPLICATION)) as session:
+        return slot.blockers(session, xids)
