@@ -32,10 +32,11 @@ class Tail:
 
     def __init__(self, log: Log, state: LogState, position: Position, load: Load, observe: Observe) -> None:
         self.log, self.load, self.position, self._observe = log, load, position, observe
-        self.cut = state.cut.position if state.cut else position
-        # B4: the new epoch continues the last cut; what lies between is thereby abandoned.
+        # B4: the new epoch continues the last cut; what lies between is thereby abandoned. That cut's position is of a history
+        # that the source no longer has, so it is not what may be confirmed.
         new_epoch = state.last is not None and state.last.epoch != position.epoch
         self._continues: Mark | None = state.cut.mark if new_epoch and state.cut else None
+        self.cut = position if new_epoch or not state.cut else state.cut.position
 
     def append(
         self,
