@@ -11,10 +11,11 @@ but for requests whose reload has not begun, which are asked for again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cdc.errors import Unavailable
 from cdc.log import Begun, Signal, TableState
 from cdc.source import Chunk, ChunkSpec, Filter, Move, Piece, Run, dropped
 from cdc.table import TableId
@@ -67,9 +68,9 @@ class Load:
         state = state or {}
         self.loading = {TableId(*t): _loading(data) for t, data in state.get("loading", ())}
         self.awaiting: set[str] = set(state.get("awaiting", ()))
-        self.repaired: set[Key] = _keys(state.get("repaired", ()))
+        self.repaired: set[Key] = set(_keys(state.get("repaired", ())))
         self.queue: dict[Key, None] = dict.fromkeys(_keys(state.get("queue", ())))
-        self.owed: set[Key] = _keys(state.get("owed", ()))
+        self.owed: set[Key] = set(_keys(state.get("owed", ())))
         self.left = {TableId(*table) for table in state.get("left", ())}
         self.signals: int = state.get("signals", 0)
         self.open: bool = state.get("open", False)
@@ -185,10 +186,14 @@ class Load:
             self.signals = max(self.signals, signal)
 
     def take(self, signals: Sequence[Signal]) -> None:
-        """Requests from outside, in order. One reload is in hand at a time, so that `signals` stays one number."""
+        """Requests from outside, in order. One reload is in hand at a time, so that `signals` stays one number.
+
+        Raises Unavailable for a new epoch: it is taken where the source is opened, and must not count as taken here."""
         for signal in signals:
             if signal.number <= self.signals or any(request.signal for request in self._requests):
                 continue
+            if signal.kind == "new-epoch":
+                raise Unavailable("CDC-LOG-121", "the source is opened again, in a new epoch", where=f"request {signal.number}")
             if signal.kind == "reload":
                 self.want([TableId(*table) for table in signal.details["tables"]], signal.number)
             elif signal.kind == "reread":
@@ -197,7 +202,7 @@ class Load:
                     self.queue |= dict.fromkeys((table, bytes.fromhex(key)) for key in signal.details["keys"])
                 self.signals = signal.number
             else:
-                self.signals = signal.number  # a new epoch is taken where the source is opened
+                self.signals = signal.number
 
     @property
     def unmarked(self) -> list[TableId]:
@@ -344,8 +349,8 @@ def _loading_json(load: Loading) -> Json:
     return data if load.mark is None else data | {"snapshot": load.snapshot, "mark": load.mark}
 
 
-def _keys(data: Iterable[Json]) -> set[Key]:
-    return {(TableId(*table), bytes.fromhex(key)) for table, key in data}
+def _keys(data: Iterable[Json]) -> Iterator[Key]:
+    return ((TableId(*table), bytes.fromhex(key)) for table, key in data)
 
 
 def _keys_json(keys: Iterable[Key]) -> Json:

@@ -64,6 +64,13 @@ ENTRIES: dict[str, Entry] = {
         "The log holds the intent to start an epoch that is not the one to start now.",
         "Please report it, with `cdc status --json`.",
     ),
+    "CDC-LOG-121": Entry(
+        "a new epoch was asked for",
+        "`cdc reload --new-epoch` left a request in the log. The capture ends this attempt and serves it in the next one, where it "
+        "opens the source.",
+        "Nothing: the capture starts again by itself.",
+        EXIT_UNAVAILABLE,
+    ),
     "CDC-LOG-130": Entry(
         "a TRUNCATE is not alone",
         "A TRUNCATE ends one checkpoint and begins another; here it shares one with other events of its table.",
