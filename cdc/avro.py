@@ -17,7 +17,8 @@ sink must know first: bytes 5–8 of a value are `op`, `unchanged` and `moved` (
 
 Forms of values that Avro or Kafka Connect have no form for:
 decimal NaN is an empty byte string; numeric NaN, Infinity, -Infinity are an empty value with scale 0, 1, -1;
-infinite dates and timestamps are the largest and smallest int or long; an infinite timestamptz is `infinity` or `-infinity`.
+infinite dates and timestamps are the largest and smallest int or long; an infinite timestamptz is `infinity` or `-infinity`;
+a timestamp_us from 294247-01-10T04:00:54.775807 on, which no long holds, is 2^64 - 2 less (before any date that a source has).
 """
 
 from __future__ import annotations

@@ -7,10 +7,12 @@ from a source is part of the text: names and values of tables are bytes among th
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 from cdc.avro import zigzag
-from cdc.postgres.rowcode import CONSTANTS, MALFORMED, constants_of, fields_of, parts_of, row_code
+from cdc.postgres.rowcode import CONSTANTS, COPY, MALFORMED, Style, constants_of, fields_of, parts_of, row_code
 from cdc.postgres.rows import Rows
 
 STREAM = """
@@ -51,8 +53,7 @@ def made():
     def fields(m, p):
         if m[p:p + 2] != COUNT: raise ValueError
         p += 2; end = len(m)
-        unchanged = False
-        ROW_OR_UNCHANGED
+        OLD_ROW
         return [COLUMNS], p
 
     return insert, update, begin, fields
@@ -95,9 +96,11 @@ def compiled(template: str, rows: Rows, wire: str, start: int = 0, **names: Any)
     key = "None"
     if rows.key_frame is not None:
         key = f"KEY_FRAME + {key_parts[0]}" if len(key_parts) == 1 else f"join((KEY_FRAME, {', '.join(key_parts)}))"
+    note, stream = "unchanged = True", wire != COPY
     blocks = {
-        "ROW": row_code(schema, wire, None),
-        "ROW_OR_UNCHANGED": row_code(schema, wire, "unchanged = True"),
+        "ROW_OR_UNCHANGED": row_code(schema, Style(wire, note)) if stream else [],
+        "OLD_ROW": row_code(schema, Style(wire, "pass", inline=False)) if stream else [],
+        "ROW": row_code(schema, Style(wire, None)),
         "SEQUENCE_LSN": ["digits = b'%d' % sequence", "z = lsn << 1"],
     }
     inline = {
@@ -131,6 +134,12 @@ def compiled(template: str, rows: Rows, wire: str, start: int = 0, **names: Any)
         "READ": head + b"\x02r\x00\x00\x00\x02",
         **names,
     }
-    exec(source, scope)  # noqa: S102
+    exec(_code(source), scope)  # noqa: S102
     made: tuple[Any, ...] = scope["made"]()
     return made
+
+
+@lru_cache(maxsize=1024)
+def _code(source: str) -> CodeType:
+    """Tables of one shape share their code; what differs is among the globals."""
+    return compile(source, "<codec>", "exec")

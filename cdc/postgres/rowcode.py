@@ -43,6 +43,7 @@ _FIXED = {  # kind: struct code, width
 }
 _TEXTUAL = ("text", "other", "enum", "json")
 _INTEGERS = ("int16", "int32", "int64")
+INLINE_COLUMNS = 100
 
 
 def _prefixed(compute: Callable[[int], bytes], prefix: bytes) -> values.Memo:
@@ -57,10 +58,9 @@ def _constants() -> dict[str, Any]:
         "V": VARINT,
         "unsigned": unsigned,
         "far_us": values.far_us,
-        "binary_ms": values.binary_ms,
         "exact_ms": values.exact_ms,
+        "binary_ms": values.binary_ms,
         "infinite": values.infinite,
-        "binary_uuid": values.binary_uuid,
         "binary_numeric": values.binary_numeric,
         "SECONDS": values.ISO_SECONDS,
         "THOUSANDS": values.THOUSANDS,
@@ -70,6 +70,7 @@ def _constants() -> dict[str, Any]:
         "K_PACK64": Struct("<d").pack,
         "N_PACK32": Struct("<Bf").pack,
         "N_PACK64": Struct("<Bd").pack,
+        **{f"binary_{kind}": form for kind, form in values.BINARY_FORMS.items()},
         **{f"text_{kind}": form for kind, form in values.TEXT_FORMS.items()},
     }
     for side, prefix in (("K", b""), ("N", SOME)):
@@ -148,17 +149,28 @@ def parts_of(field: Field) -> list[str]:
     return [f"c{i}"]
 
 
-def row_code(schema: TableSchema, wire: str, unchanged: str | None) -> list[str]:
-    """The lines that read a row's fields. `unchanged` is the statement to run at an UNCHANGED field; None: there can be none."""
+class Style(NamedTuple):
+    """How a row is read. `unchanged` is the statement to run at an UNCHANGED field; None: there can be none. `inline` code is
+    quick, and long: a call per value is for slow paths and for tables so wide that compiling would be the slow part."""
+
+    wire: str
+    unchanged: str | None
+    inline: bool = True
+
+
+def row_code(schema: TableSchema, style: Style) -> list[str]:
+    """The lines that read a row's fields."""
     lines: list[str] = []
-    for run, follower in _runs(fields_of(schema), wire):
-        heads = _heads(wire) if follower else []
+    if len(schema.columns) > INLINE_COLUMNS:
+        style = style._replace(inline=False)
+    for run, follower in _runs(fields_of(schema), style.wire):
+        heads = _heads(style.wire) if follower else []
         if run:
-            lines += _run_code(run, follower, heads, wire, unchanged)
+            lines += _run_code(run, follower, heads, style)
         else:
             lines += heads
         if follower:
-            lines += _varying_code(follower, wire, unchanged)
+            lines += _varying_code(follower, style)
     return lines
 
 
@@ -166,11 +178,9 @@ def _indented(lines: Sequence[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
-def _run_code(
-    run: Sequence[Field], follower: Field | None, heads: Sequence[str], wire: str, unchanged: str | None
-) -> list[str]:
-    struct = _struct(run, follower, wire)
-    copy = wire == COPY
+def _run_code(run: Sequence[Field], follower: Field | None, heads: Sequence[str], style: Style) -> list[str]:
+    struct = _struct(run, follower, style.wire)
+    copy = style.wire == COPY
     names, checks = [], []
     for field in run:
         i, width = field.number, _FIXED[field.kind][1]
@@ -187,16 +197,17 @@ def _run_code(
         f"    {names[0]} = -1",
         f"if {' and '.join(checks)}:",
         f"    p += {struct.size - head_bytes}",
-        *_indented([line for field in run for line in _fixed_code(field)]),
+        *_indented([line for field in run for line in _fixed_code(field, style)]),
         "else:",
     ]
-    return lines + _indented([line for field in run for line in _single_code(field, wire, unchanged)] + list(heads))
+    return lines + _indented([line for field in run for line in _single_code(field, style)] + list(heads))
 
 
-def _single_code(field: Field, wire: str, unchanged: str | None) -> list[str]:
+def _single_code(field: Field, style: Style) -> list[str]:
     """A fixed-width field by itself, as it may be NULL."""
     i, (_, width) = field.number, _FIXED[field.kind]
-    if wire == COPY:
+    copy = style.wire == COPY
+    if copy:
         present, names = "U4(m, p)[0] != 4294967295", f"n{i}, v{i}"
     else:
         present, names = "m[p] == 98", f"_, n{i}, v{i}"
@@ -204,9 +215,9 @@ def _single_code(field: Field, wire: str, unchanged: str | None) -> list[str]:
         f"if {present}:",
         f"    {names} = one{i}(m, p)",
         f"    if n{i} != {width}: raise ValueError",
-        f"    p += {width + (4 if wire == COPY else 5)}",
-        *_indented(_fixed_code(field)),
-        *_absent_code(field, wire, unchanged),
+        f"    p += {width + (4 if copy else 5)}",
+        *_indented(_fixed_code(field, style)),
+        *_absent_code(field, style),
     ]
 
 
@@ -217,24 +228,25 @@ def _heads(wire: str) -> list[str]:
     return ["k = m[p]", f"if k == {116 if wire == TEXT else 98}: (n,) = U4(m, p + 1)"]
 
 
-def _absent_code(field: Field, wire: str, unchanged: str | None) -> list[str]:
+def _absent_code(field: Field, style: Style) -> list[str]:
     """The branches for NULL and UNCHANGED, after an `if` for a value."""
     parts = parts_of(field)
     null = [f"{parts[0]} = NULL", *(f"{part} = b''" for part in parts[1:])]
-    if wire == COPY:
+    if style.wire == COPY:
         return ["else:", *_indented([*null, "p += 4"] if field.side == "N" else ["raise ValueError"])]
     lines = ["elif m[p] == 110:", *_indented([*null, "p += 1"])] if field.side == "N" else []
-    if unchanged is not None:
-        lines += ["elif m[p] == 117:", *_indented([f"{parts[0]} = None", unchanged, "p += 1"])]
+    if style.unchanged is not None:
+        lines += ["elif m[p] == 117:", *_indented([f"{parts[0]} = None", style.unchanged, "p += 1"])]
     return [*lines, "else: raise ValueError"]
 
 
-def _varying_code(field: Field, wire: str, unchanged: str | None) -> list[str]:
+def _varying_code(field: Field, style: Style) -> list[str]:
     """A field of varying width: `n`, and in the stream `k`, are its head."""
-    present = {COPY: "n != 4294967295", BINARY: "k == 98", TEXT: "k == 116"}[wire]
-    value = _text_code(field) if wire == TEXT and field.kind not in _TEXTUAL else _bytes_code(field)
-    body = [f"p += {4 if wire == COPY else 5}", "q = p + n", *value, "p = q"]
-    return [f"if {present}:", *_indented(body), *_absent_code(field, wire, unchanged)]
+    present = {COPY: "n != 4294967295", BINARY: "k == 98", TEXT: "k == 116"}[style.wire]
+    as_text = style.wire == TEXT and field.kind not in _TEXTUAL
+    value = _text_code(field, style) if as_text else _bytes_code(field)
+    body = [f"p += {4 if style.wire == COPY else 5}", "q = p + n", *value, "p = q"]
+    return [f"if {present}:", *_indented(body), *_absent_code(field, style)]
 
 
 # ------------------------------------------------------------------------------------------------------------------ values
@@ -255,10 +267,17 @@ def _integer_code(field: Field, v: str, width: int) -> list[str]:
     return [f"z = {v} << 1 if {v} >= 0 else ~({v} << 1)", *_zigzag_code(field, width)]
 
 
-def _fixed_code(field: Field) -> list[str]:
+def _called_code(field: Field, form: str) -> list[str]:
+    rest = "".join(f"; {part} = b''" for part in parts_of(field)[1:])
+    return [f"c{field.number} = {field.side}_ + {form}{rest}"]
+
+
+def _fixed_code(field: Field, style: Style) -> list[str]:
     """v (as the struct read it) → parts."""
     i, side = field.number, field.side
     v, c = f"v{i}", f"c{i}"
+    if not style.inline:
+        return _called_code(field, f"binary_{field.kind}({v})")
     match field.kind:
         case "boolean":
             return [f"{c} = {side}_BOOL[{v}]"]
@@ -292,7 +311,7 @@ def _fixed_code(field: Field) -> list[str]:
                 f"    {c} = {side}_ + infinite({v}); s{i} = m{i} = u{i} = b''",
             ]
         case "uuid":
-            return [f"{c} = {side}_ + binary_uuid({v})"]
+            return _called_code(field, f"binary_uuid({v})")
     raise AssertionError(field.kind)
 
 
@@ -312,13 +331,11 @@ def _bytes_code(field: Field) -> list[str]:
     ]
 
 
-def _text_code(field: Field) -> list[str]:
+def _text_code(field: Field, style: Style) -> list[str]:
     """m[p:q], the text form of a type whose Avro form is another → parts."""
     i, side, kind = field.number, field.side, field.kind
     if kind == "boolean":
         return [f"c{i} = {side}_TEXT_BOOL[m[p:q]]"]
-    if kind in _INTEGERS:
+    if kind in _INTEGERS and style.inline:
         return ["v = int(m[p:q])", *_integer_code(field, "v", {"int16": 16, "int32": 32, "int64": 64}[kind])]
-    form = f"text_decimal{i}" if kind == "decimal" else f"text_{kind}"
-    rest = "".join(f"; {part} = b''" for part in parts_of(field)[1:])
-    return [f"c{i} = {side}_ + {form}(m[p:q]){rest}"]
+    return _called_code(field, f"text_decimal{i}(m[p:q])" if kind == "decimal" else f"text_{kind}(m[p:q])")
