@@ -16,6 +16,8 @@ from cdc.log.survey import Surveyor
 from cdc.metrics import SinkMetrics
 from sinks.apply import apply
 
+PATIENCE_S = 1.0
+
 
 def run(*, name: str, file: Path, bind: str | None) -> int:
     """Apply until told to stop. Raises what ends it for good."""
@@ -33,13 +35,18 @@ def run(*, name: str, file: Path, bind: str | None) -> int:
 
 
 def waiting_log(config: Config) -> Log:
-    """The log. Until the capture has made it, that is a dependency which is away: the sink waits for it."""
-    try:
-        return wiring.open_log(config)
-    except CdcError as error:
-        if error.code != "CDC-LOG-101":
-            raise
-        raise Unavailable("CDC-RUN-304", "the sink waits for the log", where=error.where) from error
+    """The log. Until the capture has made it, that is a dependency which is away: the sink waits for it. A moment's patience comes
+    first, since the two are often started together."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return wiring.open_log(config)
+        except CdcError as error:
+            if error.code != "CDC-LOG-101":
+                raise
+            if time.monotonic() >= deadline:
+                raise Unavailable("CDC-RUN-304", "the sink waits for the log", where=error.where) from error
+        time.sleep(0.05)
 
 
 class Applied:
