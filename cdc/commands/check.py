@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from cdc.commands import wiring
@@ -18,6 +19,7 @@ from cdc.errors import EXIT_FINDINGS, EXIT_OK, CdcError
 from cdc.log.folder import Folder
 from cdc.presentation import answer, finding_text, say
 from cdc.source import Finding
+from cdc.table import TableSchema
 
 
 def run(*, as_json: bool, file: Path, grants: bool) -> int:
@@ -42,17 +44,23 @@ def run(*, as_json: bool, file: Path, grants: bool) -> int:
 def findings(config: Config) -> list[Finding]:
     """All of them: the file's, the source's, the log's, each target's. Errors first."""
     found = [*config.findings, *_asked("source", lambda: _source(config)), *_asked("log", lambda: _log(config))]
+    try:
+        schemas = wiring.schemas(config)
+    except CdcError:  # the source's own findings say why; the targets are looked at without its tables
+        schemas = []
     for name in config.sinks:
-        found += _asked(f"sink {name}", lambda name=name: _sink(config, name))  # type: ignore[misc]
+        found += _asked(f"sink {name}", partial(_sink, config, name, schemas))
     return sorted(found, key=lambda finding: finding.severity != "error")
 
 
-def _asked(where: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """The findings of one part, which may be that it cannot be reached."""
+def _asked(part: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The findings of one part, which may be that it cannot be reached. Each says which part it is about."""
     try:
-        return [finding._replace(where=finding.where or where) for finding in ask()]
+        found = list(ask())
     except CdcError as error:
-        return [Finding("error", error.code, error.detail, error.where or where, error.remedy)]
+        found = [Finding("error", error.code, error.detail, error.where or "", error.remedy)]
+    vague = ("", part, "target")
+    return [item._replace(where=part if item.where in vague else f"{part}: {item.where}") for item in found]
 
 
 def _source(config: Config) -> list[Finding]:
@@ -60,9 +68,9 @@ def _source(config: Config) -> list[Finding]:
         return source.check()
 
 
-def _sink(config: Config, name: str) -> list[Finding]:
+def _sink(config: Config, name: str, schemas: Sequence[TableSchema]) -> list[Finding]:
     with closing(wiring.sink(config, name)) as sink:
-        return sink.check()
+        return sink.check(schemas)
 
 
 def _log(config: Config) -> list[Finding]:

@@ -93,7 +93,7 @@ def gather(config: Config) -> Picture:
     problems: list[str] = []
     log, survey = _log(config, problems)
     if survey.last is None and not problems:
-        problems.append("it has never been started: cdc run")
+        problems.append("nothing has been captured yet")
     source, seen = _source(config, survey, problems)
     tables = table_views(survey, seen.tables, seen.estimates) if seen else table_views(survey, (), {})
     sinks = [_sink(config, name, survey) for name in config.sinks]
@@ -146,7 +146,8 @@ def _log(config: Config, problems: list[str]) -> tuple[Mapping[str, Json], Surve
         with Surveyor(path) as surveyor, closing(wiring.open_log(config)) as log:
             survey, status = surveyor.survey(), log.status()
     except CdcError as error:
-        problems.append(_words("log", error))
+        if error.code != "CDC-LOG-101":
+            problems.append(_words("log", error))
         return {"path": str(path)}, Survey(None, {}, {})
     last = survey.last
     found = {"path": str(path), **status, "age_s": None, "epoch": None, "cut": None}
@@ -163,6 +164,8 @@ def _source(config: Config, survey: Survey, problems: list[str]) -> tuple[Mappin
         problems.append(_words("source", error))
         return found, None
     found |= seen.status
+    if survey.last is None and found.get("exists") and found["blockers"]:
+        problems.append(f"the first start waits for these to end: {'; '.join(found['blockers'])}")
     if survey.last is not None:
         problems += source_problems(found)
         if not found.get("exists"):

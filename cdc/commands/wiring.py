@@ -18,7 +18,7 @@ from cdc.load import Limits
 from cdc.log.embedded import EmbeddedLog
 from cdc.log.survey import Survey
 from cdc.secrets import Url
-from cdc.table import TableId
+from cdc.table import TableId, TableSchema
 
 if TYPE_CHECKING:
     from cdc.postgres.source import PostgresSource
@@ -140,6 +140,17 @@ def look(config: Config, survey: Survey, *, closely: bool = True) -> Look:
             estimates = glance.row_estimates(url, {*tables, *survey.tables}) if closely else {}
             waits = glance.waits(url, waiting_for(survey)) if closely else []
             return Look(status, tables, estimates, head, done, waits)
+    raise _unknown(config.source.url)
+
+
+def schemas(config: Config) -> list[TableSchema]:
+    """The selected tables of the source, as targets have to hold them. Raises what keeps from connecting."""
+    match config.source.url.scheme:
+        case "postgresql" | "postgres":
+            from cdc.postgres import glance
+
+            insert_only = [table for table, rule in config.rules.items() if rule.insert_only]
+            return glance.schemas(config.source.url.reveal(), config.source.publication, config.tables, insert_only)
     raise _unknown(config.source.url)
 
 

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from cdc.postgres import slot
+from cdc.postgres import facts, slot
 from cdc.postgres.position import lsn_int
+from cdc.postgres.relations import from_catalog
 from cdc.postgres.session import Session
-from cdc.table import TableId
+from cdc.selection import TableFilter
+from cdc.table import TableId, TableSchema
 
 Json = Any
 APPLICATION = "penstock-status"
@@ -51,3 +53,11 @@ def waits(url: str, tables: Mapping[TableId, Sequence[int]]) -> list[str]:
         return []
     with closing(Session(url, APPLICATION)) as session:
         return slot.blockers(session, xids)
+
+
+def schemas(url: str, publication: str, wanted: TableFilter, insert_only: Iterable[TableId]) -> list[TableSchema]:
+    """The selected tables as their loads would read them, for the targets' preflight."""
+    with closing(Session(url, APPLICATION)) as session:
+        found = facts.candidates(session, slot.Publications.named(publication))
+        chosen = [table for table in found if wanted.matches(table.id) and table.persistence == "p"]
+        return [from_catalog(session, table, table.id in set(insert_only)) for table in chosen]
