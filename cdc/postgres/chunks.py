@@ -45,7 +45,12 @@ class Chunks:
     """Reads chunks on a session of its own, which `connect` opens. `sequence` gives and takes the number of the last record."""
 
     def __init__(
-        self, connect: Callable[[], Session], relations: Relations, publications: Publications, origin: Origin, tick: Callable[[], None]
+        self,
+        connect: Callable[[], Session],
+        relations: Relations,
+        publications: Publications,
+        origin: Origin,
+        tick: Callable[[], None],
     ) -> None:
         self._connect, self._relations, self._publications = connect, relations, publications
         self._origin, self._tick = origin, tick
@@ -73,11 +78,11 @@ class Chunks:
 
     # ------------------------------------------------------------------------------------------------------- transaction
     def _ready(self) -> Session:
-        if self._session is None or not self._session.alive:
+        if self._session and (not self._session.alive or self._session.in_transaction):
+            self.close()  # left behind in the middle of a chunk
+        if self._session is None:
             self._session = self._connect()
             self._session.idle = self._tick
-        if self._session.in_transaction:  # left behind by an error in the middle of a chunk
-            self._session.run("ROLLBACK")
         return self._session
 
     def _open(self, session: Session, spec: ChunkSpec, at: StreamPosition) -> _Read | Unsettled | Restructured:
@@ -171,7 +176,11 @@ class Chunks:
         gone = [key for key in wanted if key[HEADER_BYTES:] not in present]
         read.codec.gone(gone, sequence + 1, at.lsn, reading, records)
         return Piece(
-            Records(records.keys + found.keys, records.values + found.values), None, True, False, max(after - 1, sequence)
+            Records(records.keys + found.keys, records.values + found.values),
+            None,
+            True,
+            False,
+            max(after - 1, sequence),
         )
 
     def _pieces(

@@ -75,7 +75,9 @@ class Table(NamedTuple):
             "keyless": not self.key(insert_only),
             "oid": self.oid,
             "filenode": self.filenode,
-            "columns": [[c.number, c.name, c.type_oid, c.typmod, c.not_null, c.missing, c.xmin] for c in self.attributes],
+            "columns": [
+                [c.number, c.name, c.type_oid, c.typmod, c.not_null, c.missing, c.xmin] for c in self.attributes
+            ],
             "key": list(self.key(insert_only)),
             "children": [list(child) for child in self.children],
             "published": self.published is not None,
@@ -168,7 +170,9 @@ def _select(session: Session, which: str, publications: Iterable[str], parameter
 
 
 def _table(row: Json) -> Table:
-    oid, schema, name, kind, identity, persistence, filenode, row_security, columns, primary, index, children, *rest = row
+    oid, schema, name, kind, identity, persistence, filenode, row_security, columns, primary, index, children, *rest = (
+        row
+    )
     is_published, published, filtered = rest
     attributes = tuple(Attribute(*column) for column in columns or ())
     names = None

@@ -88,7 +88,9 @@ class StreamPosition:
         )
 
     def __str__(self) -> str:
-        inside = f" + {self.open.ordinal} rows of the transaction at {lsn_text(self.open.commit_lsn)}" if self.open else ""
+        inside = (
+            f" + {self.open.ordinal} rows of the transaction at {lsn_text(self.open.commit_lsn)}" if self.open else ""
+        )
         return f"{self.slot} {lsn_text(self.lsn)}{inside}"
 
 

@@ -82,7 +82,12 @@ def _role(session: Session, _plan: Plan) -> Iterator[Finding]:
         "SELECT rolname, rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
     )[0]
     if allowed != "t":
-        yield error("CDC-PG-115", f"role {role} lacks REPLICATION", role or "", f"ALTER ROLE {sql.ident(role or '')} REPLICATION")
+        yield error(
+            "CDC-PG-115",
+            f"role {role} lacks REPLICATION",
+            role or "",
+            f"ALTER ROLE {sql.ident(role or '')} REPLICATION",
+        )
 
 
 def _capacity(session: Session, plan: Plan) -> Iterator[Finding]:
@@ -145,7 +150,9 @@ def _partitions(session: Session, plan: Plan) -> Iterator[Finding]:
     for oid, leaf in facts.by_oid(session, plan.publications, roots).items():
         root, where = roots[oid], str(leaf.id)
         if not leaf.identified:
-            yield error("CDC-PG-132", f"partition {where} of {root.id} has no usable replica identity", where, _full(leaf.id))
+            yield error(
+                "CDC-PG-132", f"partition {where} of {root.id} has no usable replica identity", where, _full(leaf.id)
+            )
         elif leaf.identity != "f" and (leaf.identity != root.identity or leaf.key(False) != root.key(False)):
             detail = f"the replica identity of partition {where} differs from that of {root.id}"
             yield error("CDC-PG-132", detail, where, _full(leaf.id))
@@ -159,7 +166,9 @@ def _publications(session: Session, plan: Plan) -> Iterator[Finding]:
     may_create, *_ = session.run("SELECT has_database_privilege(current_database(), 'CREATE')")[0]
     foreign = _not_ours(session, plan.tables)
     for name, inserts in ((plan.publications.all, False), (plan.publications.inserts, True)):
-        usable = [table for table in plan.tables if table.persistence != "u" and (table.id in plan.insert_only) == inserts]
+        usable = [
+            table for table in plan.tables if table.persistence != "u" and (table.id in plan.insert_only) == inserts
+        ]
         missing = [table.id for table in usable if table.published is None]
         statement = slot.publish_statement(name, missing, inserts=inserts, exists=name in existing)
         named = ", ".join(map(str, missing))
@@ -167,9 +176,13 @@ def _publications(session: Session, plan: Plan) -> Iterator[Finding]:
             if not inserts and (reason := slot.incomplete(session, name)):
                 yield error("CDC-PG-135", f"publication {name} belongs to another role and {reason}", name)
             if missing:
-                yield error("CDC-PG-131", f"publication {name} belongs to another role and lacks {named}", name, statement)
+                yield error(
+                    "CDC-PG-131", f"publication {name} belongs to another role and lacks {named}", name, statement
+                )
         elif missing and name not in existing and may_create != "t":
-            yield error("CDC-PG-131", "the role may not create a publication: it lacks CREATE on the database", name, statement)
+            yield error(
+                "CDC-PG-131", "the role may not create a publication: it lacks CREATE on the database", name, statement
+            )
         elif others := [table for table in missing if table in foreign]:
             detail = f"the role may not publish {', '.join(map(str, others))}: only a table's owner may"
             yield error("CDC-PG-131", detail, name, statement)
@@ -191,7 +204,12 @@ def _retention(session: Session, _plan: Plan) -> Iterator[Finding]:
     )
     for name, value in rows:
         remedy = f"ALTER SYSTEM SET {name} = {-1 if name == 'max_slot_wal_keep_size' else 0}; SELECT pg_reload_conf()"
-        yield warning("CDC-PG-140", f"{name} is {value}: the server gives up the slot of a capture that is away for long", "", remedy)
+        yield warning(
+            "CDC-PG-140",
+            f"{name} is {value}: the server gives up the slot of a capture that is away for long",
+            "",
+            remedy,
+        )
     old = session.run(
         f"""SELECT 'pid ' || pid || ' (' || coalesce(nullif(application_name, ''), 'unnamed') || ')' FROM pg_catalog.pg_stat_activity
             WHERE backend_xid IS NOT NULL AND xact_start < now() - interval '{OLD_TRANSACTION}'"""

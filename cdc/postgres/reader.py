@@ -313,7 +313,9 @@ class Reader:
         """The table's codec, begun; None when its events are left out. Ends the run where the table's schema is another one."""
         known = self._known.get(oid)
         if known is None:
-            raise CdcError("CDC-PG-150", f"a row of relation {number}, which was not announced", where=str(self.position))
+            raise CdcError(
+                "CDC-PG-150", f"a row of relation {number}, which was not announced", where=str(self.position)
+            )
         if known.id not in self._drop.begun or self._copied(known.id):
             return None
         if known.codec is None or known.schema is None:
@@ -340,7 +342,11 @@ class Reader:
         if inside is None:
             self._misplaced("Truncate")
         if inside.ordinal >= inside.skip:
-            wanted = [self._known[oid] for number in truncate.relation_oids if self._wanted(oid := number.to_bytes(4, "big"), number)]
+            wanted = [
+                self._known[oid]
+                for number in truncate.relation_oids
+                if self._wanted(oid := number.to_bytes(4, "big"), number)
+            ]
             if wanted and self._run.records:
                 self._put_back, self._end = frame, True
                 return
@@ -356,7 +362,9 @@ class Reader:
     def _wanted(self, oid: bytes, number: int) -> bool:
         known = self._known.get(oid)
         if known is None:
-            raise CdcError("CDC-PG-150", f"a TRUNCATE of relation {number}, which was not announced", where=str(self.position))
+            raise CdcError(
+                "CDC-PG-150", f"a TRUNCATE of relation {number}, which was not announced", where=str(self.position)
+            )
         return known.id in self._drop.begun and not self._copied(known.id)
 
     def _misplaced(self, what: str) -> NoReturn:

@@ -35,7 +35,7 @@ WITH RECURSIVE chain AS (
     SELECT c.asked, c.asked_typmod, t.oid, c.typtypmod, t.typtype, c.first, t.typbasetype, t.typtypmod
     FROM chain c JOIN pg_catalog.pg_type t ON t.oid = c.typbasetype WHERE c.typtype = 'd')
 SELECT json_build_array(asked::int8, asked_typmod, first, oid::int8, typmod,
-    (SELECT json_agg(enumlabel ORDER BY enumsortorder) FROM pg_catalog.pg_enum WHERE enumtypid = oid),
+    (SELECT json_agg(enumlabel ORDER BY enumsortorder) FROM pg_catalog.pg_enum WHERE enumtypid = chain.oid),
     pg_catalog.format_type(asked, asked_typmod), typtype)
 FROM chain WHERE typtype <> 'd'
 """
@@ -47,14 +47,20 @@ def types_of(session: Session, wanted: Iterable[Typed]) -> dict[Typed, tuple[PgT
     found = {}
     for row in session.run(_TYPES, [asked], doing="reading types"):
         oid, typmod, first, base_oid, base_typmod, labels, name, kind = json.loads(row[0] or "")
-        if kind == "e" and labels is None:
-            labels = []
-        found[oid, typmod] = PgType(oid, typmod, first, base_oid, base_typmod, labels and tuple(labels)), name
+        is_enum = kind == "e"
+        found[oid, typmod] = (
+            PgType(oid, typmod, first, base_oid, base_typmod, tuple(labels or ()) if is_enum else None),
+            name,
+        )
     return found
 
 
 def schema_of(
-    session: Session, table: TableId, columns: Iterable[tuple[str, int, int]], nullable: Callable[[str], bool], key: tuple[str, ...]
+    session: Session,
+    table: TableId,
+    columns: Iterable[tuple[str, int, int]],
+    nullable: Callable[[str], bool],
+    key: tuple[str, ...],
 ) -> TableSchema:
     """One version of a table: `columns` are (name, type oid, typmod). Raises CDC-PG-161 for an unknown type."""
     columns = list(columns)
@@ -62,7 +68,12 @@ def schema_of(
     built = []
     for name, oid, typmod in columns:
         if (oid, typmod) not in types:
-            raise CdcError("CDC-PG-161", f"column {name} of {table} has the unknown type {oid}", where=str(table), remedy=reload(table))
+            raise CdcError(
+                "CDC-PG-161",
+                f"column {name} of {table} has the unknown type {oid}",
+                where=str(table),
+                remedy=reload(table),
+            )
         pg_type, verbatim = types[oid, typmod]
         built.append(Column(name, logical(pg_type), verbatim, name not in key and nullable(name)))
     return TableSchema(table, tuple(built), key)

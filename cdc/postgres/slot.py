@@ -95,7 +95,9 @@ def publish_statement(name: str, tables: Sequence[TableId], *, inserts: bool, ex
     return f"CREATE PUBLICATION {sql.ident(name)} {target}WITH (publish = '{kinds}', publish_via_partition_root = true)"
 
 
-def publish(session: Session, publications: Publications, tables: Sequence[Table], insert_only: frozenset[TableId]) -> None:
+def publish(
+    session: Session, publications: Publications, tables: Sequence[Table], insert_only: frozenset[TableId]
+) -> None:
     """Make sure that the tables are published, each by the publication it belongs to. Raises CDC-PG-131 with the statement for
     whoever may execute it."""
     existing = owned(session, publications)
@@ -107,7 +109,10 @@ def publish(session: Session, publications: Publications, tables: Sequence[Table
         if not existing.get(name, True):
             names = ", ".join(map(str, missing))
             raise CdcError(
-                "CDC-PG-131", f"publication {name} belongs to another role and lacks {names}", where=names, remedy=statement
+                "CDC-PG-131",
+                f"publication {name} belongs to another role and lacks {names}",
+                where=names,
+                remedy=statement,
             )
         try:
             session.run(statement, doing=f"publishing tables in {name}")
@@ -153,7 +158,8 @@ def create(replication: Session, control: Session, name: str) -> int:
     replication.settings({"lock_timeout": f"{int(SLOT_WAIT_S * 1000)}"})
     try:
         rows = replication.run(
-            f"CREATE_REPLICATION_SLOT {sql.ident(name)} LOGICAL pgoutput NOEXPORT_SNAPSHOT", doing=f"making the slot {name}"
+            f"CREATE_REPLICATION_SLOT {sql.ident(name)} LOGICAL pgoutput NOEXPORT_SNAPSHOT",
+            doing=f"making the slot {name}",
         )
     except SqlFailed as error:
         if error.sqlstate == "55P03":
@@ -176,7 +182,9 @@ def usable(control: Session, name: str) -> Slot:
         detail = f"the slot {name} is {slot.kind} {slot.plugin} of database {slot.database or 'none'}, not one that capture made"
         raise CdcError("CDC-PG-121", detail, where=name)
     if slot.wal_status == "lost":
-        raise CdcError("CDC-PG-123", f"the server removed WAL that the slot {name} still needed, or invalidated it", where=name)
+        raise CdcError(
+            "CDC-PG-123", f"the server removed WAL that the slot {name} still needed, or invalidated it", where=name
+        )
     return slot
 
 
@@ -194,7 +202,9 @@ def verify(control: Session, identity: Identity, position: StreamPosition) -> Sl
         raise CdcError("CDC-PG-126", detail, where=position.slot)
     head = lsn_int(control.run("SELECT pg_catalog.pg_current_wal_flush_lsn()")[0][0] or "")
     if position.lsn > head:
-        raise CdcError("CDC-PG-127", f"the server's WAL ends at {lsn_text(head)}, before our position", where=str(position))
+        raise CdcError(
+            "CDC-PG-127", f"the server's WAL ends at {lsn_text(head)}, before our position", where=str(position)
+        )
     return slot
 
 
@@ -211,7 +221,9 @@ def wait_free(control: Session, slot: Slot, application: str) -> None:
         )
         name, client, silent = rows[0] if rows else (None, None, "f")
         if name == application and silent == "t":
-            control.run("SELECT pg_catalog.pg_terminate_backend($1)", [slot.active_pid], doing="ending a dead walsender")
+            control.run(
+                "SELECT pg_catalog.pg_terminate_backend($1)", [slot.active_pid], doing="ending a dead walsender"
+            )
         if (name is not None and name != application) or time.monotonic() > until:
             detail = f"the slot {slot.name} is in use by pid {slot.active_pid} ({name or 'unknown'} from {client or 'unknown'})"
             raise Unavailable("CDC-PG-128", detail, where=slot.name)

@@ -118,7 +118,9 @@ class PostgresSource:
         control, replication = self._controlled(), self._connect(replication=True)
         found = slot.verify(control, slot.identify(replication), position)
         if found.confirmed > cut.confirmable:
-            detail = f"the slot has forgotten everything before {lsn_text(found.confirmed)}, the log's last cut is {cut}"
+            detail = (
+                f"the slot has forgotten everything before {lsn_text(found.confirmed)}, the log's last cut is {cut}"
+            )
             raise CdcError("CDC-PG-126", detail, where=position.slot)
         slot.wait_free(control, found, self._application)
         self._confirmed = cut.confirmable
@@ -230,7 +232,9 @@ class PostgresSource:
 
     def confirm(self, at: Json) -> None:
         reader, position = self._opened(), StreamPosition.from_json(at)
-        assert self._confirmed <= position.confirmable <= reader.position.confirmable, "R1: confirmed <= durable <= read"
+        assert self._confirmed <= position.confirmable <= reader.position.confirmable, (
+            "R1: confirmed <= durable <= read"
+        )
         self._confirmed = reader.stream.confirmed = position.confirmable
 
     # -------------------------------------------------------------------------------------------------------------- tables
@@ -250,7 +254,8 @@ class PostgresSource:
         control.run("SELECT pg_catalog.pg_current_xact_id()")
         running = sorted(slot.snapshot(control).running)
         return {
-            id_: found[id_].facts(id_ in self._insert_only, () if id_ in self._published_long else running) for id_ in wanted
+            id_: found[id_].facts(id_ in self._insert_only, () if id_ in self._published_long else running)
+            for id_ in wanted
         }
 
     def read_chunk(self, spec: ChunkSpec, at: Json) -> Chunk | Unsettled | Restructured:

@@ -22,16 +22,19 @@ _STATUS = struct.Struct(">cqqqqB")
 _KEEPALIVE = struct.Struct(">xqqB")
 PG_EPOCH_US = 946_684_800_000_000
 _NO_LSN = 0
+BEAT_S = 5.0
 
 
 class Stream:
     """A running replication stream. The owner reads with `session.pg.get_copy_data` in its own loop, and calls `beat` often."""
 
     def __init__(
-        self, session: Session, slot: str, start_lsn: int, publications: Iterable[str], *, binary: bool, beat_s: float = 5.0
+        self, session: Session, slot: str, start_lsn: int, publications: Iterable[str], *, binary: bool
     ) -> None:
-        self.session, self.confirmed, self.received, self._beat_s = session, _NO_LSN, start_lsn, beat_s
-        self._next_beat = time.monotonic() + beat_s
+        self.session, self.confirmed, self.received = session, _NO_LSN, start_lsn
+        timeout_ms = session.run("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'")[0][0]
+        self._beat_s = min(BEAT_S, int(timeout_ms or 0) / 4000) or BEAT_S  # 0: the server waits for ever
+        self._next_beat = time.monotonic() + self._beat_s
         options = {
             "proto_version": "1",
             "publication_names": sql.columns(publications),

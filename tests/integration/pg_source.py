@@ -104,6 +104,10 @@ class Capture:
 def brief(events: Iterable[ChangeEvent]) -> list[tuple[Any, ...]]:
     """(op, table, row) with the row that matters: after, or before for a delete."""
     return [
-        (event.op, event.table.id.name, tuple(((event.after if event.after is not None else event.before) or {}).values()))
+        (
+            event.op,
+            event.table.id.name,
+            tuple(((event.after if event.after is not None else event.before) or {}).values()),
+        )
         for event in events
     ]
