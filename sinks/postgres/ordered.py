@@ -82,7 +82,7 @@ def _apply(session: Session, event: Event) -> None:
             session.execute(f"DELETE FROM {plan.ref} AS t WHERE {where}")
         return
     sent = [name for name in plan.columns if name not in head.unchanged]
-    texts = [literal(text) for text in fields_of(b"".join(plan.lines([event.value], sent)))]
+    texts = [_literal(text) for text in fields_of(b"".join(plan.lines([event.value], sent)))]
     if not head.unchanged:
         _make_way(session, event, dict(zip(sent, texts, strict=True)))
     if head.moved is not None:
@@ -103,6 +103,12 @@ def _apply(session: Session, event: Event) -> None:
         event.work.missed.append(event.key)
     else:
         session.execute(plan.upsert(f"VALUES ({', '.join(texts)})"))
+
+
+def _literal(text: str | None) -> str:
+    if text is not None and "\0" in text:
+        raise Refused("22021", "SQLSTATE 22021 character_not_in_repertoire, a character that Postgres does not have")
+    return literal(text)
 
 
 def _is_key(event: Event, key: bytes) -> str:

@@ -7,7 +7,8 @@ keys that can return; COMMIT. After any error the session is closed, and `resume
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -60,21 +61,31 @@ class PostgresSink:
         """See Sink. A predecessor's backend that still holds the bookmark is ended, by its recorded pid and application name."""
         self.close()
         self._connect(_CLAIM_TIMEOUT_S)
-        self._books.ensure()
-        try:
-            bookmark = self._claim(log_id)
-        except Unavailable as error:
-            if error.code != "CDC-TGT-115":
-                raise
-            self._run("ROLLBACK")
-            self._books.terminate_predecessor()
-            bookmark = self._claim(log_id)
-        self._claimed = True
-        self._run(f"SET lock_timeout = {round(self._lock_timeout_s * 1000)}")
-        self._rows = {row.table: row for row in self._books.tables()}
-        self._plans: dict[TableId, Plan] = {}
-        self._aside = self._books.aside() > 0
+        with self._closing_on_error():
+            self._books.ensure()
+            try:
+                bookmark = self._claim(log_id)
+            except Unavailable as error:
+                if error.code != "CDC-TGT-115":
+                    raise
+                self._run("ROLLBACK")
+                self._books.terminate_predecessor()
+                bookmark = self._claim(log_id)
+            self._claimed = True
+            self._run(f"SET lock_timeout = {round(self._lock_timeout_s * 1000)}")
+            self._rows = {row.table: row for row in self._books.tables()}
+            self._plans: dict[TableId, Plan] = {}
+            self._aside = self._books.aside() > 0
         return bookmark
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        """After any error the session ends, and its locks with it: nobody waits for this process's next attempt."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _claim(self, log_id: str) -> Bookmark:
         bookmark = self._books.claim(log_id, self._owner, self._application_name, self._claimed)
@@ -99,14 +110,19 @@ class PostgresSink:
     def begin(self, bookmark: Bookmark, checkpoint: Checkpoint) -> None:
         """See Sink."""
         assert checkpoint.log_id == bookmark.log_id, "a checkpoint of another log"
-        for row in self._books.lock(bookmark, checkpoint.mark, self._owner):
-            self._rows[row.table] = row
-        self._locked = checkpoint.mark
-        self._run("SET CONSTRAINTS ALL DEFERRED")
+        with self._closing_on_error():
+            for row in self._books.lock(bookmark, checkpoint.mark, self._owner):
+                self._rows[row.table] = row
+            self._locked = checkpoint.mark
+            self._run("SET CONSTRAINTS ALL DEFERRED")
         failpoints.hit("sink.locked")
 
     def merge(self, piece: Piece) -> list[Missed]:
         """See Sink."""
+        with self._closing_on_error():
+            return self._merge(piece)
+
+    def _merge(self, piece: Piece) -> list[Missed]:
         assert self._locked is not None, "begin() comes first"
         for begun in piece.begun:
             old = self._rows.get(begun.table)
@@ -152,13 +168,14 @@ class PostgresSink:
         """See Sink."""
         assert self._locked is not None, "begin() comes first"
         assert checkpoint.cut, "only a cut is committed (B1)"
-        if checkpoint.mark != self._locked:
-            self._books.move(checkpoint.mark)
-        if self._aside and self._books.restorable():
-            self._generations.restore()
-            self._plans.clear()
-            self._aside = self._books.aside() > 0
-        self._open.commit()
+        with self._closing_on_error():
+            if checkpoint.mark != self._locked:
+                self._books.move(checkpoint.mark)
+            if self._aside and self._books.restorable():
+                self._generations.restore()
+                self._plans.clear()
+                self._aside = self._books.aside() > 0
+            self._open.commit()
         failpoints.hit("sink.committed")
         self._staging.ended(committed=True)
         self._locked = None
