@@ -107,7 +107,7 @@ class Load:
     def filter(self) -> Filter:
         """What the next `poll` leaves out."""
         if self._filter is None:
-            reloading = {table for request in self._requests for table in request.tables}
+            reloading = self._asked
             self._filter = Filter(
                 frozenset(self.tables.keys() - self.left),
                 {table: load.snapshot for table, load in self.loading.items() if self._drops(table, load)},
@@ -178,12 +178,15 @@ class Load:
 
     def want(self, tables: Iterable[TableId], signal: int = 0) -> None:
         """Load these tables (anew). `signal` is the request's number, taken when their generation begins."""
-        asked = {table for request in self._requests for table in request.tables}
-        if fresh := [table for table in tables if table not in asked]:
+        # A mark that is already committed may be older than this reason, and a signal must not count as taken before its begin.
+        asked = {table for request in self._requests if request.mark is None for table in request.tables}
+        if fresh := [table for table in tables if signal or table not in asked]:
             self._requests.append(_Request(fresh, signal))
             self._filter = None
-        elif signal:
-            self.signals = max(self.signals, signal)
+
+    @property
+    def _asked(self) -> set[TableId]:
+        return {table for request in self._requests for table in request.tables}
 
     def take(self, signals: Sequence[Signal]) -> None:
         """Requests from outside, in order. One reload is in hand at a time, so that `signals` stays one number.
@@ -207,7 +210,8 @@ class Load:
     @property
     def unmarked(self) -> list[TableId]:
         """Requested tables that wait for their facts and a mark; [] when there are none."""
-        return [table for request in self._requests if request.mark is None for table in request.tables]
+        requests = [request for request in self._requests if request.mark is None]
+        return list(dict.fromkeys(table for request in requests for table in request.tables))
 
     def asked(self, facts: Mapping[TableId, Json], mark: str) -> None:
         """The `unmarked` tables are streamed and described, and a mark was committed after that."""
@@ -258,10 +262,15 @@ class Load:
     @property
     def ready(self) -> bool:
         """May a round start? Not inside a source transaction, and not before the last round's mark came back."""
-        return not self.open and not self.awaiting and bool(self.queue or self._unread())
+        return not self.open and not self.awaiting and bool(self._wanted() or self._unread())
+
+    def _wanted(self) -> list[Key]:
+        # What is owed is read even so: the request waits for a cut.
+        asked = self._asked
+        return [key for key in self.queue if key[0] not in asked or key in self.owed]
 
     def _unread(self) -> list[TableId]:
-        asked = {table for request in self._requests for table in request.tables}
+        asked = self._asked
         return [table for table, load in self.loading.items() if not load.read and table not in asked]
 
     def next_round(self) -> list[ChunkSpec]:
@@ -269,7 +278,7 @@ class Load:
         assert self.ready
         self._round_mark, self._round_bytes = None, 0
         limits, keys = self.limits, dict[TableId, list[bytes]]()
-        for table, key in self.queue:
+        for table, key in self._wanted():
             if len(wanted := keys.setdefault(table, [])) < limits.reread_keys:
                 wanted.append(key)
         specs = [ChunkSpec(table, self.tables[table].facts, keys=tuple(wanted)) for table, wanted in keys.items()]
@@ -292,8 +301,11 @@ class Load:
         return self._round_bytes < self.limits.round_bytes
 
     def restructured(self, table: TableId) -> None:
-        """The table is not what it was when its load began: the load starts anew (D1)."""
-        self._forget(table)
+        """The table is not what it was when its load began: the load starts anew (D1). What is queued for it waits for that, in
+        the position: nothing of it is forgotten by a crash. A live table that is owed a re-read must load at once, since the
+        request would wait for the cut, and the cut for the re-read."""
+        if any(key[0] == table for key in self.owed):
+            self._restart_now[table] = None
         self.want([table])
 
     def marked(self, mark: str) -> None:
