@@ -44,11 +44,6 @@ ENTRIES: dict[str, Entry] = {
         "This changes a running pipeline or removes data, and there is no terminal to ask on.",
         "Run it again with --yes; --dry-run shows what it would do.",
     ),
-    "CDC-RUN-303": Entry(
-        "the pipeline is running",
-        "A capture or a sink of this pipeline is at work; what it uses is not taken from under it.",
-        "Stop the pipeline's services first.",
-    ),
     "CDC-RUN-304": Entry(
         "the log does not exist yet",
         "The sink was started before the capture made the log. It waits for it.",

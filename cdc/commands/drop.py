@@ -98,7 +98,12 @@ def _forget_reader(config: Config, name: str) -> None:
 
 
 def _remove_log(path: Path) -> None:
-    """The log's folder, if it is a log of ours: anything else is refused by name."""
+    """The log's folder, if it is a log of ours: anything else is refused by name. Renamed first, so that what an interrupted
+    removal leaves is not taken for a damaged log."""
+    doomed = path.with_name(f"{path.name}.dropped")
+    if doomed.exists():
+        shutil.rmtree(doomed)
     if path.exists() and Folder(path).exists():
-        shutil.rmtree(path)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
         say(f"✓ log {path}")

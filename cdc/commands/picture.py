@@ -174,7 +174,8 @@ def _source(config: Config, survey: Survey, problems: list[str]) -> tuple[Mappin
             problems.append("no capture is connected to the source")
         if seen.waits:
             tables = ", ".join(map(str, wiring.waiting_for(survey)))
-            problems.append(f"{tables} can be loaded only when these end: {'; '.join(seen.waits)}")
+            mend = "commit them, roll them back, or: SELECT pg_terminate_backend(pid)"
+            problems.append(f"{tables} can be loaded only when these end: {'; '.join(seen.waits)} → {mend}")
     return found, seen
 
 

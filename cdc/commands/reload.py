@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 
 from cdc.commands import wiring
 from cdc.commands.confirm import confirmed
-from cdc.commands.drop import alone
 from cdc.commands.tail import known_table, printable
 from cdc.config import load
 from cdc.errors import EXIT_OK
@@ -19,8 +18,7 @@ from cdc.table import TableId
 
 
 def run(*, file: Path, tables: Sequence[str], all_tables: bool, new_epoch: bool, dry_run: bool, yes: bool) -> int:
-    """Raises CDC-RUN-301 for a table that the log does not hold, CDC-LOG-101 when there is no log, CDC-LOG-201 when a capture runs
-    that would have to be stopped for a new epoch."""
+    """Raises CDC-RUN-301 for a table that the log does not hold, CDC-LOG-101 when there is no log."""
     config = load(file)
     with Surveyor(wiring.log_path(config)) as surveyor:
         known = surveyor.survey().tables
@@ -28,8 +26,7 @@ def run(*, file: Path, tables: Sequence[str], all_tables: bool, new_epoch: bool,
     say(plan(config.pipeline, chosen, new_epoch))
     if dry_run or not confirmed("Go ahead?", yes):
         return EXIT_OK
-    # A running capture would pass over the request for a new epoch, which is taken where the source is opened.
-    with alone(config) if new_epoch else nullcontext(), closing(wiring.open_log(config)) as log:
+    with closing(wiring.open_log(config)) as log:
         details = {} if new_epoch else {"tables": [list(table) for table in chosen]}
         number = log.signal("new-epoch" if new_epoch else "reload", details)
     say(f"✓ request {number} is in the log: {after(new_epoch)}")
@@ -59,5 +56,5 @@ def plan(pipeline: str, tables: Sequence[TableId], new_epoch: bool) -> str:
 def after(new_epoch: bool) -> str:
     """What happens next."""
     if new_epoch:
-        return "start the capture, which takes it; sinks keep serving meanwhile"
+        return "the capture takes it within seconds; start it if it has stopped. Sinks keep serving meanwhile"
     return "the capture takes it within seconds, or when it is started; cdc status shows the progress"

@@ -68,7 +68,7 @@ def supervised(
     if code == EXIT_OK == drained:
         return EXIT_OK
     failed = [child.role.name for child in children.children if child.process and (child.process.returncode or 0) > 0]
-    on_event(", ".join(failed), "ended for good, so everything was stopped: its error stands above")
+    on_event(", ".join(failed), str(CdcError("CDC-RUN-102", "everything was stopped; the error itself stands above")))
     return code or drained
 
 

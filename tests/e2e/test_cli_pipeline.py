@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
 
 from tests.e2e.pipeline import Pipeline, until
-from tests.servers import Database
+from tests.servers import Database, Server, execute
 
 SCHEMA = """
 CREATE TABLE customers (id int PRIMARY KEY, name text, since timestamptz DEFAULT now());
@@ -36,8 +38,6 @@ INSERT INTO customers (id, name) VALUES (-1, 'late');
 def rows(database: Database, table: str) -> list[tuple[object, ...]]:
     """All rows of a table that may not exist yet."""
     url = database.admin_url
-    from tests.servers import execute
-
     if not execute(url, "SELECT 1 FROM pg_tables WHERE schemaname = 'public' AND tablename = %s", [table]):
         return []
     return execute(url, f"SELECT * FROM {table} ORDER BY 1")
@@ -171,7 +171,6 @@ def test_from_check_to_drop(pipeline: Pipeline, start: Start, database: Database
                 body = answer.read().decode()
         assert "cdc_pipeline_state" in body
 
-    target.server.execute("SELECT 1")
     assert "nothing" not in pipeline.cdc("reload", file, "public.orders", "--dry-run").stderr
     pipeline.reload("public.orders")
     until(lambda: generations(pipeline)["public.orders"] == 2 and state(pipeline) == "live", 20, "the reload")
@@ -290,9 +289,9 @@ def test_a_taken_port_is_named(pipeline: Pipeline) -> None:
 def test_a_lost_slot_is_mended_by_a_new_epoch(pipeline: Pipeline, database: Database, target: Database) -> None:
     pipeline.start_all()
     until(lambda: equal(database, target), 30, "the load", alive=pipeline.alive)
-    running = pipeline.cdc("reload", str(pipeline.file), "--new-epoch", "--yes", check=False)
-    assert running.returncode == 1
-    assert "CDC-LOG-201" in running.stderr
+    pipeline.cdc("reload", str(pipeline.file), "--new-epoch", "--yes")  # a running capture takes it, too
+    until(lambda: database.slots() == ["cdc_shop_e1"], 20, "the new epoch's slot", alive=pipeline.alive)
+    until(lambda: state(pipeline) == "live", 20, "a live pipeline", alive=pipeline.alive)
     assert pipeline.terminate("capture", 10) == 0
     database.drop_slots()
     database.execute(CHANGES)  # nobody will ever stream these
@@ -390,3 +389,79 @@ def test_copy_says_what_stands_against_it(copy: Copy, target: Database) -> None:
     assert running.wait(20) in (1, 2)
     assert "CDC-PG-102" in running.said()
     assert not copy.logs
+
+
+def test_status_names_what_keeps_a_new_table_from_being_loaded(
+    pipeline: Pipeline, database: Database, target: Database
+) -> None:
+    pipeline.start_all()
+    until(lambda: equal(database, target), 30, "the load", alive=pipeline.alive)
+    assert pipeline.terminate("capture", 10) == 0
+    database.execute("CREATE TABLE late (id int PRIMARY KEY)")
+    with closing(database.connect()) as idle, idle.cursor() as cursor:
+        cursor.execute("INSERT INTO late VALUES (1)")  # and then somebody went home
+        pid = idle.info.backend_pid
+        pipeline.start("capture")
+        until(
+            lambda: any(f"pid {pid}" in problem for problem in problems(pipeline)),
+            20,
+            "the blocker",
+            alive=pipeline.alive,
+        )
+        tables = {table["table"]: table["state"] for table in pipeline.status()["result"]["tables"]}
+        assert tables["public.late"] == "queued"
+        database.execute("INSERT INTO customers (id, name) VALUES (-2, 'meanwhile')")
+        until(lambda: equal(database, target), 20, "everything else to go on", alive=pipeline.alive)
+        idle.commit()
+    until(lambda: rows(target, "late") == [(1,)], 20, "the new table", alive=pipeline.alive)
+    until(lambda: state(pipeline) == "live", 20, "a live pipeline", alive=pipeline.alive)
+
+
+def problems(pipeline: Pipeline) -> list[str]:
+    return list(pipeline.status()["result"]["problems"])
+
+
+def test_health_is_bad_while_the_target_is_away(
+    tmp_path: Path, private_postgres: Callable[..., Server], start: Start, database: Database
+) -> None:
+    database.execute(SCHEMA)
+    server = private_postgres(16)
+    assert server.process is not None
+    with server.database("target") as target:
+        pipeline = Pipeline(tmp_path, "shop", database.grant_source(), {"warehouse": target.grant_sink()})
+        capture = start("capture", str(pipeline.file), "--bind", "127.0.0.1:0")
+        sink = start("sink", "warehouse", str(pipeline.file), "--bind", "127.0.0.1:0")
+        until(lambda: equal(database, target), 30, "the load", alive=sink.alive)
+        address = sink.addresses()["sink warehouse"]
+        assert status_of(address + "/healthz") == status_of(address + "/readyz") == 200
+        server.process.stop("immediate")
+        database.execute(CHANGES)
+        until(lambda: status_of(address + "/healthz") == 503, 10, "bad health", alive=sink.alive)
+        assert status_of(address + "/readyz") == 503
+        assert not pipeline.status()["ok"]
+        server.process.start()
+        until(lambda: equal(database, target), 40, "the changes", alive=sink.alive)
+        until(lambda: status_of(address + "/healthz") == 200, 10, "good health", alive=sink.alive)
+        for running in (capture, sink):
+            running.process.send_signal(signal.SIGTERM)
+            assert running.wait(10) == 0
+
+
+def status_of(url: str) -> int:
+    try:
+        with urlopen(url, timeout=5) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_check_finds_a_target_table_of_another_shape_and_prints_grants(pipeline: Pipeline, target: Database) -> None:
+    target.execute("CREATE TABLE orders (id int PRIMARY KEY, something text NOT NULL)")
+    done = pipeline.cdc("check", str(pipeline.file), check=False)
+    assert done.returncode == 4, done.stdout
+    assert "sink warehouse" in done.stdout
+    assert "public.orders" in done.stdout
+    statements = pipeline.cdc("check", str(pipeline.file), "--grants").stdout
+    assert "REPLICATION" in statements
+    assert "<password>" in statements
