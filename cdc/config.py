@@ -150,7 +150,7 @@ class ServerConfig(Section):
     """The HTTP endpoints of a service: /healthz, /readyz and /metrics."""
 
     bind: Bind = Address("127.0.0.1", 8484)
-    """Where to listen, `host:port`."""
+    """Where the capture listens, `host:port`. The sinks, in the file's order, take the ports after it; port 0 is any free one."""
 
 
 class Config(Section):

@@ -31,6 +31,7 @@ def run(*, file: Path, bind: str | None) -> int:
             closing(wiring.open_log(config, create=True)) as log,
             closing(wiring.source(config, log.register)) as source,
         ):
+            log.expect(config.sinks)
             observe = Observer(log, metrics)
             capture(source, log, should_stop, wiring.limits(config), observe)
 

@@ -6,7 +6,7 @@ some call, never between two. Only SQLite ever opens the files: see `cdc.log.dat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 
 from cdc.errors import CdcError
@@ -118,6 +118,10 @@ class EmbeddedLog:
 
     def report(self, reader: str, mark: Mark) -> None:
         self._hints.put(reader, mark)
+
+    def expect(self, readers: Iterable[str]) -> None:
+        """Retention waits for these readers, too, though they may not have reported yet: sinks that are yet to start (A9)."""
+        self._hints.expect(readers, Mark(-1, self.id))
 
     def forget(self, reader: str) -> None:
         """Retention need not wait for this reader any more: its sink was dropped."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 
 from cdc.avro import canonical, schema_hash
@@ -138,6 +139,13 @@ class Hints(_SideFile):
     def put(self, reader: str, mark: Mark) -> None:
         with sqlite_errors(self.path), self.begin() as connection:
             connection.execute("INSERT OR REPLACE INTO readers VALUES (?, ?, ?)", (reader, *mark))
+
+    def expect(self, readers: Iterable[str], mark: Mark) -> None:
+        """Readers that have not reported yet, as if they stood at `mark`."""
+        with sqlite_errors(self.path), self.begin() as connection:
+            connection.executemany(
+                "INSERT OR IGNORE INTO readers VALUES (?, ?, ?)", [(reader, *mark) for reader in readers]
+            )
 
     def remove(self, reader: str) -> None:
         with sqlite_errors(self.path), self.begin() as connection:

@@ -196,8 +196,8 @@ SCHEMA = TableSchema(
 class Writer:
     """A log that gets one event per checkpoint."""
 
-    def __init__(self, folder: Path, segment_bytes: int = 256 << 20) -> None:
-        self.log = EmbeddedLog(folder, segment_bytes=segment_bytes, free_bytes_min=0)
+    def __init__(self, folder: Path, segment_bytes: int = 256 << 20, retention: str = "forever") -> None:
+        self.log = EmbeddedLog(folder, segment_bytes=segment_bytes, free_bytes_min=0, retention=retention)
         self.log.open_writer()
         schemas = schemas_of("shop", SCHEMA, "postgresql")
         self.schemas = schemas
@@ -259,6 +259,20 @@ def test_a_survey_beside_the_writer(writer: Writer, tmp_path: Path) -> None:
         assert 0 < surveyor.backlog_bytes(598) < surveyor.backlog_bytes(10)
         assert surveyor.written_ms(600) is None
     assert len(list((tmp_path / "log" / "segments").glob("*.sqlite"))) > 2
+
+
+def test_retention_waits_for_a_sink_that_is_yet_to_start(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "log", segment_bytes=100_000, retention="applied")
+    with closing(writer.log) as log:
+        log.expect(["early", "late"])
+        last = [writer.event("y" * 1000).mark for _ in range(300)][-1]
+        log.report("early", last)
+        log.expect(["early", "late"])  # at each start; what was reported stays
+        log.retain()
+        assert log.status()["first"] == 0
+        log.report("late", last)
+        log.retain()
+        assert log.status()["first"] > 0
 
 
 def test_no_log_is_an_error(tmp_path: Path) -> None:
