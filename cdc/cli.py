@@ -88,8 +88,10 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
 @verb
 def demo(
     keep: Annotated[bool, _option("--keep", help="Keep the folder and say how to look around.")] = False,
-    seconds: Annotated[int, _option("--seconds", help="How long the load runs.", min=1)] = 40,
-    port: Annotated[int | None, _option("--port", help="The first port to try. Default: any free one.")] = None,
+    seconds: Annotated[int, _option("--seconds", help="How long it runs under load.", min=1)] = 30,
+    port: Annotated[
+        int | None, _option("--port", help="The first port to try. Default: any free one.", min=1, max=65_535)
+    ] = None,
 ) -> None:
     """Watch it work: an embedded Postgres under load, two targets, kills in the middle, and a proof of equality."""
     _call("demo", keep=keep, seconds=seconds, port=port)

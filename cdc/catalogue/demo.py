@@ -23,4 +23,18 @@ ENTRIES: dict[str, Entry] = {
         "choose a folder whose parents everybody may enter (mode 0711 or wider) on a file system that is not mounted noexec, for "
         "instance with TMPDIR=/var/tmp",
     ),
+    "CDC-DEMO-104": Entry(
+        "the embedded Postgres cannot run here",
+        "Its programs are built for the common processors and for Linux with the GNU C library, 2.28 or later. On this machine they "
+        "do not start; the detail says what the system answered.",
+        "run the demo on another machine, or in a container such as python:3.12-slim; the other verbs need no embedded Postgres: "
+        "`cdc copy` and `cdc init` work with servers of your own",
+        EXIT_UNAVAILABLE,
+    ),
+    "CDC-DEMO-105": Entry(
+        "the demo did not come to rest",
+        "The load had stopped, but within a minute not every change had arrived in both targets.",
+        "a machine that is very busy can cause it: try again with `--seconds 10`. With --keep the folder stays, with the services' "
+        "log lines in services.log",
+    ),
 }

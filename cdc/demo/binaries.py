@@ -12,6 +12,7 @@ import os
 import pwd
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -82,7 +83,8 @@ def packaged(major: int) -> Path:
 def cached(major: int, user: ServerUser) -> Path:
     """The programs' `bin` folder, in a copy that `user` can run: made now if it is not there. Safe beside other processes.
 
-    Raises CDC-DEMO-101 when the programs are not installed and CDC-DEMO-103 when no folder is good enough."""
+    Raises CDC-DEMO-101 when the programs are not installed, CDC-DEMO-103 when no folder is good enough, and CDC-DEMO-104 when
+    this machine cannot run them."""
     source = packaged(major)
     name = f"postgres-{major}-{importlib.metadata.version(DISTRIBUTION)}"
     tried = []
@@ -96,8 +98,10 @@ def cached(major: int, user: ServerUser) -> Path:
             _must_be_ours(base)
             if not final.is_dir():
                 _copy(source, final)
-            if _runs(final, source):
-                return final / PACKAGE / source.name / "bin"
+            if _may_run(final, source):
+                programs = final / PACKAGE / source.name / "bin"
+                _must_run(programs)
+                return programs
             tried.append(f"{base}: mounted noexec")
         except OSError as error:
             tried.append(f"{base}: {error.strerror}")
@@ -148,5 +152,19 @@ def _copy(source: Path, final: Path) -> None:
         shutil.rmtree(making, ignore_errors=True)
 
 
-def _runs(final: Path, source: Path) -> bool:
+def _may_run(final: Path, source: Path) -> bool:
     return not os.statvfs(final / PACKAGE / source.name / "bin" / "postgres").f_flag & os.ST_NOEXEC
+
+
+def _must_run(programs: Path) -> None:
+    """Another processor, another C library or a library that is not there show at the first call."""
+    try:
+        done = subprocess.run(
+            [programs / "postgres", "--version"], capture_output=True, timeout=30, check=False, cwd="/", env={}
+        )
+    except OSError as error:
+        raise CdcError("CDC-DEMO-104", error.strerror or type(error).__name__, where=str(programs)) from error
+    except subprocess.TimeoutExpired:
+        raise CdcError("CDC-DEMO-104", "postgres --version does not end", where=str(programs)) from None
+    if done.returncode:
+        raise CdcError("CDC-DEMO-104", done.stderr.decode(errors="replace").strip()[-500:], where=str(programs))

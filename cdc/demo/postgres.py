@@ -56,8 +56,9 @@ class EmbeddedPostgres:
     """One server: `with EmbeddedPostgres() as server: connect(server.url())`.
 
     `folder` holds `data` and `server.log`; an existing one is used as it is, a temporary one (None) is removed by `close`.
-    `port` 0 is any free one, chosen at the first start and kept over restarts. `password` None means that everybody on this
-    machine may connect as anybody, which is for tests; otherwise it is the superuser's, and scram is asked for.
+    `port` 0 is a free one, the first of `ports` or any, chosen at the first start and kept over restarts. `password` None
+    means that everybody on this machine may connect as anybody, which is for tests; otherwise it is the superuser's, and scram
+    is asked for.
     `fsync` off is for tests that do not crash the machine; a killed server loses nothing by it.
     `bin_folder` replaces the embedded programs, of `major`, by installed ones.
     """
@@ -68,12 +69,14 @@ class EmbeddedPostgres:
         *,
         major: int = 16,
         port: int = 0,
+        ports: range | None = None,
         password: str | None = None,
         fsync: bool = True,
         settings: Mapping[str, str] | None = None,
         bin_folder: Path | None = None,
     ) -> None:
         self.major, self.port, self.password = major, port, password
+        self._ports = ports
         self.settings = {**SETTINGS, "fsync": "on" if fsync else "off", **(settings or {})}
         self._user = server_user()
         self._bin = bin_folder or cached(major, self._user)
@@ -111,7 +114,7 @@ class EmbeddedPostgres:
         known = self.port != 0
         for attempt in range(START_ATTEMPTS):
             if not known:
-                self.port = _free_port()
+                self.port = _free_port(self._ports)
             if self._launch(deadline):
                 return
             if known:
@@ -283,14 +286,20 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
-def _temporary_folder(user: ServerUser) -> Path:
-    """A new folder of the server's user; where the temporary folder is closed to that user, /tmp or /var/tmp instead."""
+def base_folder(user: ServerUser) -> Path:
+    """Where temporary folders are made: where the usual place is closed to the servers' user, in /tmp or /var/tmp instead.
+    Raises CDC-DEMO-103."""
     for base in dict.fromkeys((Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"))):  # noqa: S108 - mkdtemp is safe there
         if base.is_dir() and user.may_enter(base) and os.access(base, os.W_OK):
-            folder = Path(tempfile.mkdtemp(prefix="penstock-postgres-", dir=base))
-            os.chown(folder, user.uid, user.gid)
-            return folder
+            return base
     raise CdcError("CDC-DEMO-103", f"no temporary folder that uid {user.uid} may enter")
+
+
+def _temporary_folder(user: ServerUser) -> Path:
+    """A new folder of the server's user."""
+    folder = Path(tempfile.mkdtemp(prefix="penstock-postgres-", dir=base_folder(user)))
+    os.chown(folder, user.uid, user.gid)
+    return folder
 
 
 def _given_folder(folder: Path, user: ServerUser) -> Path:
@@ -305,9 +314,10 @@ def _given_folder(folder: Path, user: ServerUser) -> Path:
     return folder
 
 
-def _free_port() -> int:
-    """A port that nobody listens on now; somebody may before the server does, so the caller tries again."""
-    for port in random.sample(PORTS, 100):
+def _free_port(ports: range | None) -> int:
+    """A port that nobody listens on now, the first of `ports` or any; somebody may before the server does, so the caller tries
+    again."""
+    for port in random.sample(PORTS, 100) if ports is None else ports:
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(
                 socket.SOL_SOCKET, socket.SO_REUSEADDR, 1

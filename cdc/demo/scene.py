@@ -1,0 +1,117 @@
+"""The demo's picture of one moment, and how it looks: as a table that is drawn again and again, or as one line. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+BEHIND_S = 1.0
+
+
+class TableRow(NamedTuple):
+    """A table: its rows at the source and in each target that takes it (None: not there yet), its events in the log, and those
+    per second."""
+
+    name: str
+    source: int | None
+    events: int | None
+    rate: float | None
+    targets: Mapping[str, int | None]
+
+
+class ServiceRow(NamedTuple):
+    """A service: its process (None: it is down), and, of a sink, how far its target is behind."""
+
+    name: str
+    pid: int | None
+    lag_s: float | None
+
+
+class Scene(NamedTuple):
+    """Everything that is shown at one moment."""
+
+    elapsed_s: float
+    total_s: float
+    doing: str
+    transactions: int
+    per_second: float
+    tables: tuple[TableRow, ...]
+    services: tuple[ServiceRow, ...]
+    looks: int
+    torn: int
+
+
+def lag(seconds: float | None) -> str:
+    """A lag for people."""
+    if seconds is None:
+        return ""
+    return f"{seconds * 1000:.0f} ms" if seconds < BEHIND_S else f"{seconds:.1f} s"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def view(scene: Scene) -> RenderableType:
+    """For a terminal."""
+    return Group(Text(), _head(scene), Text(), _tables(scene), Text(), _services(scene), Text(), _money(scene))
+
+
+def _head(scene: Scene) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    done = min(scene.elapsed_s, scene.total_s)
+    grid.add_row(
+        Text(scene.doing, style="bold"),
+        ProgressBar(scene.total_s, done, width=24),
+        Text(f"{done:.0f} of {scene.total_s:.0f} s", style="dim"),
+        Text(f"{scene.per_second:,.0f} transactions/s"),
+        Text(f"{scene.transactions:,} so far", style="dim"),
+    )
+    return grid
+
+
+def _tables(scene: Scene) -> RenderableType:
+    targets = list(dict.fromkeys(name for row in scene.tables for name in row.targets))
+    grid = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    grid.add_column("table")
+    for title in ("source", "log events", "per s", *targets):
+        grid.add_column(title, justify="right", min_width=9)
+    for row in scene.tables:
+        copied = [
+            number(row.targets[name]) if name in row.targets else Text("not taken", style="dim") for name in targets
+        ]
+        grid.add_row(row.name, number(row.source), number(row.events), Text(number(row.rate), style="cyan"), *copied)
+    return grid
+
+
+def _services(scene: Scene) -> RenderableType:
+    grid = Table.grid(padding=(0, 3))
+    for service in scene.services:
+        up = service.pid is not None
+        state = Text(f"process {service.pid}" if up else "down", style="dim" if up else "bold red")
+        late = service.lag_s is not None and service.lag_s >= BEHIND_S
+        behind = "" if service.lag_s is None else f"{lag(service.lag_s)} behind"
+        grid.add_row(service.name, state, Text(behind, style="yellow" if late else "green"))
+    return grid
+
+
+def _money(scene: Scene) -> Text:
+    if scene.torn:
+        return Text(f"money in the targets: TORN in {scene.torn:,} of {scene.looks:,} looks", style="bold red")
+    return Text(f"money in the targets: all there in each of {scene.looks:,} looks, while it moves", style="dim")
+
+
+def line(scene: Scene) -> str:
+    """For where there is no terminal."""
+    rows = sum(row.source or 0 for row in scene.tables)
+    events = sum(row.events or 0 for row in scene.tables)
+    parts = [f"{scene.per_second:,.0f} transactions/s", f"source {rows:,} rows", f"log {events:,} events"]
+    for service in scene.services:
+        behind = "" if service.lag_s is None else f", {lag(service.lag_s)} behind"
+        parts.append(f"{service.name} {'up' if service.pid else 'DOWN'}{behind}")
+    return f"{'; '.join(parts)}; money {'TORN' if scene.torn else 'whole'} in {scene.looks:,} looks"
