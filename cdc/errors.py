@@ -71,7 +71,11 @@ class Superseded(CdcError):
 
 
 class Rejected(CdcError):
-    """The target refuses a row that the source holds."""
+    """The target refuses a row that the source holds; `sqlstate` is the target's own code for it, where it has one."""
+
+    def __init__(self, code: str, detail: str, *, where: str | None = None, sqlstate: str | None = None) -> None:
+        super().__init__(code, detail, where=where)
+        self.sqlstate = sqlstate
 
 
 def entry(code: str) -> Entry:

@@ -123,7 +123,11 @@ class Transaction:
             self._open = True
         for piece in self.work.pieces:
             for missed in self.sink.merge(piece):  # B9: asked for before the commit, so that a crash cannot forget it
-                self.log.signal("reread", {"table": list(missed.table), "keys": [key.hex() for key in missed.keys]})
+                if missed.keys:
+                    keys = [key.hex() for key in missed.keys]
+                    self.log.signal("reread", {"table": list(missed.table), "keys": keys})
+                else:
+                    self.log.signal("reload", {"tables": [list(missed.table)]})
         self.work.clear()
 
     def commit(self, cut: Checkpoint) -> Bookmark:

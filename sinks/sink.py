@@ -63,7 +63,8 @@ class Bookmark(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """Keys of a live table whose row the target lacks though an update needed it (B9): requested for re-read before the commit."""
+    """Keys of a live table whose row the target lacks though an update needed it (B9): requested for re-read before the commit.
+    No keys: the whole table, which this sink has never loaded, or which is not what the log says, and which it suspends."""
 
     table: TableId
     keys: tuple[bytes, ...]

@@ -94,20 +94,21 @@ ENTRIES: dict[str, Entry] = {
         "Grant the owner's role to the sink's, or drop the foreign key until the load is over.",
     ),
     "CDC-TGT-123": Entry(
-        "a foreign key cannot be made again",
-        "After the load some rows do not satisfy it: a table that it needs is not part of the pipeline, or lacks rows.",
-        "Add the table to the pipeline, or drop the foreign key: delete its row from `_cdc.constraints`.",
+        "a constraint cannot be made again",
+        "It was put aside for a load, and rows do not satisfy it now: a foreign key's other table is not part of the pipeline, or "
+        "the target holds rows of its own.",
+        "Add the table to the pipeline or mend the rows, or drop the constraint: delete its row from `_cdc.constraints`.",
+    ),
+    "CDC-TGT-124": Entry(
+        "two tables would be written to one",
+        "After renaming, two captured tables have the same name at the target.",
+        "Correct the rules under `rename`, or exclude one of the tables.",
     ),
     "CDC-TGT-130": Entry(
         "the target refuses a row",
         "The row violates a constraint, a type or a trigger of the target that the source does not have. Nothing of its "
         "transaction was written (rule R11).",
         "Relax the target's constraint or mend the row at the source; the service then goes on from the bookmark.",
-    ),
-    "CDC-TGT-131": Entry(
-        "a row to delete is not in the target",
-        "A table without key is changed by whole images, and the target has no row that equals one: somebody else writes to it.",
-        "Run `cdc reload` for the table.",
     ),
     "CDC-TGT-132": Entry(
         "an event that is not understood",

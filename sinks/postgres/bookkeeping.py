@@ -1,4 +1,4 @@
-"""The schema `_cdc` in the target: where each sink is, which tables are not simply there, and foreign keys put aside.
+"""The schema `_cdc` in the target: where each sink is, its tables, and constraints put aside.
 
 Invariant (protocol B2): the bookmark's row is updated first in every transaction, compared in the same statement, so its row
 lock orders all writers of one sink; the rows of `_cdc.tables` are read under that lock and change only in transactions that
@@ -47,7 +47,7 @@ _TABLES = (
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One table of a sink. `state` is `loading` or `live`.
+    """One table of a sink. `state` is `loading`, `live` or `suspended`: what happens to it is not applied until it is loaded anew.
 
     `fresh`: it was empty when its load began and holds nothing but rows read by it since. `tracked`: it held rows, so the keys
     written since are kept in the table `seen` (made with the first of them). `created`: the table is of our making; `adopted`: it
@@ -74,7 +74,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class PutAside:
-    """A foreign key that was dropped for a load, and how to make it again."""
+    """A foreign key or unique index that was dropped, and how to make it again. A unique index refers to its own table."""
 
     table: TableId
     name: str
@@ -202,7 +202,7 @@ class Bookkeeping:
             self._session.execute(f"DROP TABLE IF EXISTS _cdc.{ident(row.seen)}")
         return replace(row, seen=None, tracked=False)
 
-    # ------------------------------------------------------------------------------------------------------- foreign keys
+    # -------------------------------------------------------------------------------------------------------- constraints
     def put_aside(self, constraint: PutAside) -> None:
         values = ", ".join(
             map(
@@ -220,15 +220,17 @@ class Bookkeeping:
         self._session.execute(f"INSERT INTO _cdc.constraints VALUES ({values})")
 
     def aside(self) -> int:
-        """How many foreign keys this sink has put aside."""
+        """How many constraints this sink has put aside."""
         return int(self._session.rows(f"SELECT count(*) FROM _cdc.constraints WHERE {self._mine}")[0][0])
 
     def restorable(self) -> list[PutAside]:
-        """Foreign keys that this sink put aside and of whose two tables none is loading, by any sink of this database."""
+        """Constraints that this sink put aside and of whose tables none is loading, by any sink of this database; unique ones first,
+        since foreign keys need them."""
         found = self._session.rows(
             "SELECT table_schema, table_name, constraint_name, refers_schema, refers_name, definition"
-            f" FROM _cdc.constraints c WHERE {self._mine} AND NOT EXISTS (SELECT 1 FROM _cdc.tables t WHERE t.state <> 'live'"
+            f" FROM _cdc.constraints c WHERE {self._mine} AND NOT EXISTS (SELECT 1 FROM _cdc.tables t WHERE t.state = 'loading'"
             " AND (t.target_schema, t.target_name) IN ((table_schema, c.table_name), (refers_schema, refers_name)))"
+            " ORDER BY definition LIKE 'FOREIGN KEY%'"
         )
         return [PutAside(TableId(row[0], row[1]), row[2], TableId(row[3], row[4]), row[5]) for row in found]
 

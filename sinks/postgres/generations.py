@@ -2,7 +2,8 @@
 
 A later generation keeps the keys that it wrote whole in a table of their own, and at its end the rows without one are deleted,
 by the target's own equality and never by ranges. Foreign keys that touch a loading table are dropped, kept in `_cdc`, and made
-again, validated, in the commit after which none of their tables is loading.
+again, validated, in the commit after which none of their tables is loading. So are unique indexes that rows collide on in the
+middle of a load's round, where a chunk is ahead of the stream and rows are right only together.
 """
 
 from __future__ import annotations
@@ -88,7 +89,40 @@ class Generations:
         self._books.put(row)
         return row
 
-    # ------------------------------------------------------------------------------------------------------- foreign keys
+    # -------------------------------------------------------------------------------------------------------- constraints
+    def make_room(self, plans: list[Plan]) -> bool:
+        """Put aside the foreign keys, unique indexes and exclusion constraints of these tables, but for the key's index; False if
+        there are none or the sink's role may not."""
+        found = [(plan.target.id, name) for plan in plans for name in self._exclusive(plan)]
+        owned = "SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = "
+        if not all(self._session.rows(owned + regclass(plan.target.id))[0][0] for plan in plans):
+            return False
+        for plan in plans:
+            self._put_aside(plan.target.id)
+        for target, name in found:
+            self._put_unique_aside(target, name)
+        return bool(found)
+
+    def _exclusive(self, plan: Plan) -> list[str]:
+        key = plan.target.key_index(plan.key)
+        found = self._session.rows(
+            "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+            f" WHERE (i.indisunique OR i.indisexclusion) AND i.indrelid = {regclass(plan.target.id)} ORDER BY 1"
+        )
+        return [name for (name,) in found if key is None or name != key.name]
+
+    def _put_unique_aside(self, target: TableId, name: str) -> None:
+        index = regclass(TableId(target.schema, name))
+        ((constraint, index_definition),) = self._session.rows(
+            "SELECT (SELECT pg_get_constraintdef(k.oid) FROM pg_constraint k WHERE k.conindid = i.indexrelid"
+            f" AND k.contype IN ('p', 'u', 'x')), pg_get_indexdef(i.indexrelid) FROM pg_index i WHERE i.indexrelid = {index}"
+        )
+        if constraint is None:
+            self._session.execute(f"DROP INDEX {relation(TableId(target.schema, name))}")
+        else:
+            self._session.execute(f"ALTER TABLE {relation(target)} DROP CONSTRAINT {ident(name)}")
+        self._books.put_aside(PutAside(target, name, target, constraint or index_definition))
+
     def _put_aside(self, target: TableId) -> None:
         found = self._session.rows(
             "SELECT n.nspname, c.relname, k.conname, fn.nspname, f.relname, pg_get_constraintdef(k.oid),"
@@ -110,21 +144,22 @@ class Generations:
             self._books.put_aside(constraint)
 
     def restore(self) -> None:
-        """Make the foreign keys again of which no table is loading any more. Raises CDC-TGT-123 when rows do not satisfy one."""
+        """Make the constraints again of which no table is loading any more. Raises CDC-TGT-123 when rows do not satisfy one."""
         for constraint in self._books.restorable():
             if self._still_there(constraint):
                 try:
-                    self._session.execute(
-                        f"ALTER TABLE {relation(constraint.table)} ADD CONSTRAINT {ident(constraint.name)} {constraint.definition}"
-                    )
+                    is_index = constraint.definition.startswith("CREATE ")
+                    add = f"ALTER TABLE {relation(constraint.table)} ADD CONSTRAINT {ident(constraint.name)} "
+                    self._session.execute(("" if is_index else add) + constraint.definition)
                 except Refused as error:
                     raise CdcError("CDC-TGT-123", error.cause, where=str(constraint.table)) from None
             self._books.restored(constraint)
 
     def _still_there(self, constraint: PutAside) -> bool:
-        """Both tables exist, and nobody made the foreign key meanwhile."""
+        """Both tables exist, and nobody made the constraint meanwhile."""
         (found,) = self._session.rows(
             f"SELECT {regclass(constraint.table)} IS NOT NULL AND {regclass(constraint.refers)} IS NOT NULL AND NOT EXISTS ("
             f"SELECT 1 FROM pg_constraint WHERE conrelid = {regclass(constraint.table)} AND conname = {literal(constraint.name)})"
+            f" AND {regclass(TableId(constraint.table.schema, constraint.name))} IS NULL"
         )
         return bool(found[0])

@@ -48,6 +48,7 @@ class Work:
     direct: bool = False  # straight into the fresh target
     groups: list[Group] = field(default_factory=list)
     missed: list[bytes] = field(default_factory=list)
+    lost: bool = False  # a keyless table that lacks a row
     rows: str = ""
     keys: str = ""
     gaps: str = ""
@@ -96,11 +97,17 @@ class Merge:
             self._session.execute("ROLLBACK TO SAVEPOINT piece")
             for work in self.works:
                 work.missed.clear()
-            ordered.apply(self._session, self.works)
+            try:
+                ordered.apply(self._session, self.works)
+            except CdcError:
+                self._session.execute("ROLLBACK TO SAVEPOINT piece")
+                raise
         self._session.execute("RELEASE SAVEPOINT piece")
         failpoints.hit("sink.merged")
         return [
-            Missed(work.plan.table, tuple(work.missed)) for work in self.works if work.missed and not work.row.loading
+            Missed(work.plan.table, tuple(work.missed))
+            for work in self.works
+            if (work.missed or work.lost) and not work.row.loading
         ]
 
     def _stage_and_merge(self) -> None:
@@ -323,6 +330,8 @@ def empty(session: Session, plans: list[Work]) -> None:
     for work in reversed(_parents_first(plans)):
         try:
             session.execute(f"DELETE FROM {work.plan.ref}")
+            if work.seen is not None:
+                session.execute(f"DELETE FROM {work.seen}")
         except Refused as error:
             raise CdcError(
                 "CDC-TGT-133", f"the source truncated it: {error.cause}", where=str(work.plan.table)

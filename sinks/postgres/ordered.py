@@ -42,7 +42,7 @@ def apply(session: Session, works: list[Work]) -> None:
         except Refused as error:
             plan = event.work.plan
             detail = f"the row with key ({plan.shown(event.key)}): {error.cause}"
-            raise Rejected("CDC-TGT-130", detail, where=str(plan.table)) from None
+            raise Rejected("CDC-TGT-130", detail, where=str(plan.table), sqlstate=error.sqlstate) from None
     for work in works:
         work.missed = list(dict.fromkeys(work.missed))
     _keyless(session, without, keyless.insert)

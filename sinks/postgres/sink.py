@@ -14,8 +14,8 @@ from typing import Any
 
 from cdc import failpoints
 from cdc.avro import table_of
-from cdc.errors import CdcError, Unavailable
-from cdc.log import Checkpoint, Mark
+from cdc.errors import CdcError, Rejected, Unavailable
+from cdc.log import Begun, Checkpoint, Mark
 from cdc.source import Finding
 from cdc.table import TableId, TableSchema
 from sinks.postgres import merge, preflight, shape
@@ -27,6 +27,8 @@ from sinks.postgres.staging import Staging
 from sinks.sink import Bookmark, Missed, Piece, TableChanges
 
 _CLAIM_TIMEOUT_S = 3.0
+_READ = ord("r")
+COLLISIONS = frozenset(("23503", "23505", "23P01"))  # foreign key, unique, exclusion
 
 
 class PostgresSink:
@@ -55,6 +57,7 @@ class PostgresSink:
         self._session: Session | None = None
         self._locked: Mark | None = None
         self._aside = False
+        self._asked: set[TableId] = set()  # tables whose load this process has asked for
 
     # -------------------------------------------------------------------------------------------------------------- claim
     def resume(self, log_id: str) -> Bookmark:
@@ -89,6 +92,10 @@ class PostgresSink:
 
     def _claim(self, log_id: str) -> Bookmark:
         bookmark = self._books.claim(log_id, self._owner, self._application_name, self._claimed)
+        for row in self._books.tables():
+            # What is not taken now is missed, so a table that left the selection, or was renamed, is loaded anew when it returns.
+            if not self.wants(row.table) or row.target != self._rename(row.table):
+                self._books.put(replace(row, state="suspended"))
         self._open.commit()
         return bookmark
 
@@ -120,36 +127,75 @@ class PostgresSink:
     def merge(self, piece: Piece) -> list[Missed]:
         """See Sink."""
         with self._closing_on_error():
-            return self._merge(piece)
+            return self._merge_piece(piece)
 
-    def _merge(self, piece: Piece) -> list[Missed]:
+    def _merge_piece(self, piece: Piece) -> list[Missed]:
         assert self._locked is not None, "begin() comes first"
         for begun in piece.begun:
-            old = self._rows.get(begun.table)
-            target = self._rename(begun.table)
-            self._rows[begun.table] = self._generations.begin(begun, target, old, self._locked.number)
+            self._rows[begun.table] = self._begin(begun)
         if piece.begun:
             self._plans.clear()  # foreign keys are gone that other tables' plans know of
             self._aside = self._books.aside() > 0
+        taken = {table: changes for table, changes in piece.tables.items() if self._takes(table)}
+        missed = [self._suspend(table) for table in piece.tables if table not in taken]
+        try:
+            missed += self._merge_tables(taken)
+        except Rejected as rejected:
+            # In the middle of a load's round a chunk is ahead of the stream, and rows collide that never were together.
+            reading = [self._plans[table] for table, changes in taken.items() if self._is_read(table, changes)]
+            if rejected.sqlstate not in COLLISIONS or not self._generations.make_room(reading):
+                raise
+            self._plans.clear()
+            self._aside = True
+            missed += self._merge_tables(taken)
+        for table in piece.finished:
+            if table in self._rows and self._rows[table].loading:
+                self._rows[table] = self._generations.finish(self._rows[table])
+        asked, self._asked = self._asked, self._asked | {miss.table for miss in missed if not miss.keys}
+        return [miss for miss in missed if miss.keys or miss.table not in asked]
+
+    def _begin(self, begun: Begun) -> TableRow:
+        assert self._locked is not None
+        target = self._rename(begun.table)
+        for row in self._rows.values():
+            if row.target == target and row.table != begun.table and row.state != "suspended":
+                raise CdcError(
+                    "CDC-TGT-124", f"{row.table} is written to it already", where=f"{begun.table} to {target}"
+                )
+        self._asked.discard(begun.table)
+        return self._generations.begin(begun, target, self._rows.get(begun.table), self._locked.number)
+
+    def _takes(self, table: TableId) -> bool:
+        row = self._rows.get(table)
+        return row is not None and row.state != "suspended"
+
+    def _is_read(self, table: TableId, changes: TableChanges) -> bool:
+        """Does the piece hold rows that a load or a re-read saw, ahead of the stream?"""
+        return self._rows[table].loading or any(value[6] == _READ for value in changes.events)
+
+    def _suspend(self, table: TableId) -> Missed:
+        """Nothing of this table is applied until it is loaded anew, which is asked for."""
+        row = self._rows.get(table) or TableRow(table, self._rename(table), "suspended", 0)
+        if table not in self._rows or row.state != "suspended":
+            self._rows[table] = replace(row, state="suspended")
+            self._books.put(self._rows[table])
+        return Missed(table, ())
+
+    def _merge_tables(self, tables: Mapping[TableId, TableChanges]) -> list[Missed]:
         works = [
             merge.sort(plan, self._rows[table], changes)
-            for table, changes in piece.tables.items()
+            for table, changes in tables.items()
             for plan in (self._plan(table, changes),)
         ]
         if emptied := [work for work in works if work.changes.emptied]:
             merge.empty(self._open, emptied)
         missed = merge.Merge(self._open, self._staging, [work for work in works if work.changes.events]).run()
-        for table in piece.finished:
-            if table in self._rows:
-                self._rows[table] = self._generations.finish(self._rows[table])
-        return missed
+        return [miss if miss.keys else self._suspend(miss.table) for miss in missed]
 
     def _plan(self, table: TableId, changes: TableChanges) -> Plan:
         """The plan for this version of the table; the target table is made to fit it first."""
-        row, plan = self._rows.get(table), self._plans.get(table)
-        if row is None:  # its load began before this sink's log does
-            row = TableRow(table, self._rename(table), "live", 0, keyless=False)
-        before = self._rows.get(table)
+        before, plan = self._rows[table], self._plans.get(table)
+        row = before
         if plan is None or plan.schema_id != changes.schema_id:
             value_schema = self._schemas(changes.schema_id)
             schema = table_of(value_schema)

@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 
 from cdc.errors import CdcError, Superseded, Unavailable
+from cdc.log import Begun
 from cdc.table import TableId
 from sinks.changes import Changes
 from sinks.postgres import session as sessions
@@ -166,7 +167,8 @@ def test_a_connection_that_dies_before_any_statement_costs_nothing(
         left[0] -= 1
         return real(session, sql)
 
-    made = feed.checkpoint(table.c(id=1, v="x") + table.u(id=0, v="y") + child.c(v="1"))
+    events = table.c(id=1, v="x") + table.u(id=0, v="y") + child.c(v="1")
+    made = feed.checkpoint(events, [Begun(child.id, 1, keyless=True)])
     with monkeypatch.context() as patched:
         patched.setattr(sessions.Session, "execute", dying)
         try:
@@ -202,7 +204,7 @@ def test_pieces_between_cuts_share_one_transaction(make_sink: Any, target: Datab
 def test_a_rolled_back_transaction_leaves_the_session_usable(make_sink: Any, target: Database) -> None:
     feed, table = start(make_sink)
     fresh = feed.table("public.fresh", "id int64 key", "v text")
-    made = feed.checkpoint(fresh.c(id=1) + table.c(id=1))
+    made = feed.checkpoint(fresh.c(id=1) + table.c(id=1), [Begun(fresh.id, 1, keyless=False)])
     changes = Changes(feed.schemas.__getitem__)
     changes.add(*made, feed.sink.wants)
     feed.sink.begin(feed.bookmark, made[0])
@@ -306,6 +308,7 @@ def test_preflight_names_missing_privileges(target: Database) -> None:
 
 CHILD = """
 import sys
+from cdc.log import Begun
 from sinks.postgres.sink import PostgresSink
 from tests.events import Feed
 feed = Feed(log_id="log")
@@ -313,7 +316,7 @@ sink = PostgresSink("warehouse", sys.argv[1], pipeline="shop", schemas=feed.sche
 done = feed.resume(sink).mark.number
 table = feed.table("public.t", "id int64 key", "v text")
 for n in range(6):
-    made = feed.checkpoint(table.c(id=n, v="x") + table.u(id=0, v=str(n)))
+    made = feed.checkpoint(table.c(id=n, v="x") + table.u(id=0, v=str(n)), [] if n else [Begun(table.id, 1, False)])
     if n > done:
         feed.commit(*made)
 """
