@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from cdc.log import Checkpoint
 from cdc.records import Batch, size_bytes
 from cdc.supervise import WORDS, State
 from cdc.table import TableId
+
+disable_created_metrics()  # they would double the series, and nobody asks when a counter was made
 
 TABLES_MAX = 500
 ALL_TABLES = "*"

@@ -23,6 +23,7 @@ from cdc.supervise import State, Stop, supervise
 _log = journal("cdc.service")
 
 MEASURE_EVERY_S = 10.0
+FIRST_EVERY_S = 1.0  # while nothing is known: both ends may only be coming up
 
 Measured = Mapping[str, Any]
 Measure = Callable[[], Measured]
@@ -52,6 +53,11 @@ class Vitals:
         """For the monitor."""
         self._measured = values
         self._metrics.measured(values)
+
+    @property
+    def known(self) -> bool:
+        """Has something been measured last time?"""
+        return bool(self._measured)
 
     def health(self) -> Health:
         asked = self._asked_s
@@ -87,7 +93,7 @@ class Monitor:
                 self._vitals.measured({})
                 _log.warning("cannot measure", reason=type(error).__name__)
                 _log.debug("traceback", exc_info=error)
-            self._end.wait(self._every_s)
+            self._end.wait(self._every_s if self._vitals.known else FIRST_EVERY_S)
 
 
 def serve(
