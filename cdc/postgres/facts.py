@@ -33,7 +33,8 @@ class Attribute(NamedTuple):
 
 class Table(NamedTuple):
     """`identity` is d, i, f or n (relreplident); `published` names the columns that our publications send, None when they
-    do not hold the table; `filtered`: a publication leaves out rows of it. `children` are a partition root's leaves."""
+    do not hold the table; `links` says by which catalog rows they do; `filtered`: a publication leaves out rows of it. `children`
+    are a partition root's leaves."""
 
     oid: int
     id: TableId
@@ -47,6 +48,7 @@ class Table(NamedTuple):
     identity_index: tuple[str, ...]
     children: tuple[tuple[int, int | None], ...]
     published: frozenset[str] | None
+    links: tuple[tuple[int, str, int], ...]
     filtered: bool
 
     def key(self, insert_only: bool) -> tuple[str, ...]:
@@ -80,7 +82,7 @@ class Table(NamedTuple):
             ],
             "key": list(self.key(insert_only)),
             "children": [list(child) for child in self.children],
-            "published": self.published is not None,
+            "published": [list(link) for link in self.links],
             "waits": list(waits),
         }
 
@@ -104,6 +106,8 @@ def altered(then: Json, now: Json | None) -> str | None:
         return "it was dropped and made again"
     if not now["published"]:
         return "it is no longer published"
+    if not any(link in now["published"] for link in then["published"]):
+        return "its publication was changed, and may have left out changes meanwhile"
     if now["key"] != then["key"]:
         return "its key changed"
     before, after = ({column[0]: column for column in facts["columns"]} for facts in (then, now))
@@ -128,10 +132,11 @@ def altered(then: Json, now: Json | None) -> str | None:
 
 _TABLES = """
 WITH published AS MATERIALIZED (
-    SELECT schemaname, tablename, array_agg(DISTINCT column_name) AS columns, bool_or(filtered) AS filtered
-    FROM (SELECT schemaname, tablename, {columns} AS column_name, {filtered} AS filtered
+    SELECT schemaname, tablename, array_agg(DISTINCT pubname) AS names, array_agg(DISTINCT column_name) AS columns,
+           bool_or(filtered) AS filtered
+    FROM (SELECT pubname, schemaname, tablename, {columns} AS column_name, {filtered} AS filtered
           FROM pg_catalog.pg_publication_tables WHERE pubname = ANY ($1::text[])) AS p
-    GROUP BY 1, 2)
+    GROUP BY schemaname, tablename)
 SELECT json_build_array(
     c.oid::int8, n.nspname, c.relname, c.relkind, c.relreplident, c.relpersistence, pg_catalog.pg_relation_filenode(c.oid)::int8,
     c.relrowsecurity AND pg_catalog.row_security_active(c.oid),
@@ -151,7 +156,10 @@ SELECT json_build_array(
         (SELECT json_agg(json_build_array(t.relid::pg_catalog.oid::int8, pg_catalog.pg_relation_filenode(t.relid)::int8)
                  ORDER BY t.relid::pg_catalog.oid)
          FROM pg_catalog.pg_partition_tree(c.oid) AS t WHERE t.isleaf AND t.relid <> c.oid) END,
-    p.tablename IS NOT NULL, to_json(p.columns), coalesce(p.filtered, false))
+    (SELECT json_agg(json_build_array(b.oid::int8, b.xmin::text, coalesce(r.oid::int8, 0)) ORDER BY b.oid)
+     FROM pg_catalog.pg_publication b
+     LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = b.oid AND r.prrelid = c.oid WHERE b.pubname = ANY (p.names)),
+    to_json(p.columns), coalesce(p.filtered, false))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN published p ON p.schemaname = n.nspname AND p.tablename = c.relname
 WHERE c.relkind IN ('r', 'p') AND {which}
@@ -173,10 +181,10 @@ def _table(row: Json) -> Table:
     oid, schema, name, kind, identity, persistence, filenode, row_security, columns, primary, index, children, *rest = (
         row
     )
-    is_published, published, filtered = rest
+    links, published, filtered = rest
     attributes = tuple(Attribute(*column) for column in columns or ())
     names = None
-    if is_published:
+    if links:
         # Before version 15 there are no column lists: all that is not generated.
         listed = [item for item in published or () if item is not None]
         names = frozenset(listed or (column.name for column in attributes if not column.generated))
@@ -193,6 +201,7 @@ def _table(row: Json) -> Table:
         tuple(index or ()),
         tuple((child[0], child[1]) for child in children or ()),
         names,
+        tuple((link[0], link[1], link[2]) for link in links or ()),
         filtered,
     )
 

@@ -8,7 +8,6 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 
-import psycopg2
 import pytest
 
 from cdc.postgres import chunks
@@ -188,18 +187,17 @@ def test_settled_means_visible(private_postgres: object, monkeypatch: pytest.Mon
     with server.database("settled") as database:
         database.execute("CREATE TABLE t (id int PRIMARY KEY)")
         capture = Capture(database.grant_source(), tables=["public.*"], heartbeat_s=0.05).start()
-        server.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-        server.execute("SELECT pg_reload_conf()")
+
+        def standby(names: str) -> None:
+            server.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+            server.execute("SELECT pg_reload_conf()")
+
+        standby("nobody")
         time.sleep(0.3)
-        with closing(psycopg2.connect(database.url)) as connection:
-            connection.autocommit = True
-
-            def insert() -> None:
-                with connection.cursor() as cursor:
-                    cursor.execute("INSERT INTO t VALUES (1)")
-
-            thread = threading.Thread(target=insert)
-            thread.start()
+        thread = threading.Thread(target=lambda: database.execute("INSERT INTO t VALUES (1)"), daemon=True)
+        timer = threading.Timer(0.5, lambda: standby(""))
+        thread.start()
+        try:
             deadline = time.monotonic() + 10
             while not capture.events and time.monotonic() < deadline:
                 capture.poll(0.5)
@@ -211,18 +209,12 @@ def test_settled_means_visible(private_postgres: object, monkeypatch: pytest.Mon
             capture.reopen()
             assert isinstance(capture.chunk("public.t"), Unsettled)
             monkeypatch.setattr(chunks, "SETTLE_S", 10.0)  # it becomes visible while the chunk is waiting
-            timer = threading.Timer(
-                0.5,
-                lambda: (
-                    server.execute("ALTER SYSTEM RESET synchronous_standby_names"),
-                    server.execute("SELECT pg_reload_conf()"),
-                ),
-            )
             timer.start()
             assert len(capture.rows(capture.chunk("public.t"))) == 1
             assert capture.source.seen(capture.at)["unseen"] == []
+        finally:
+            standby("")
             thread.join()
-            timer.join()
         capture.source.drop()
 
 

@@ -163,6 +163,8 @@ def test_confirmed_never_runs_ahead(database: Database) -> None:
         "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20)",
         "TRUNCATE p1",
         "ALTER PUBLICATION cdc_p DROP TABLE t",
+        "ALTER PUBLICATION cdc_p DROP TABLE t; ALTER PUBLICATION cdc_p ADD TABLE t",
+        "ALTER PUBLICATION cdc_p SET (publish = 'insert'); ALTER PUBLICATION cdc_p SET (publish = 'insert, update, delete, truncate')",
         "DROP TABLE t",
     ],
 )
