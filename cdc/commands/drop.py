@@ -58,13 +58,15 @@ def remove(config: Config, source: bool, names: Sequence[str]) -> None:
     with ExitStack() as stack:
         if source:
             stack.enter_context(alone(config))
+            _refuse_foreign_log(config)
             with closing(wiring.source(config)) as origin:
                 for what in origin.drop():
                     say(f"✓ {what}")
         for name in names:
             with closing(wiring.sink(config, name)) as sink:
                 sink.drop()
-            _forget_reader(config, name)
+            if not source:
+                _forget_reader(config, name)
             say(f"✓ bookkeeping of sink {name}")
         if source:
             _remove_log(wiring.log_path(config))
@@ -85,6 +87,19 @@ def alone(config: Config) -> Iterator[None]:
         lock.release()
 
 
+def _refuse_foreign_log(config: Config) -> None:
+    """A missing or damaged log is no reason not to drop a pipeline; a folder that is none, or another pipeline's log, is."""
+    for look, foreign in (
+        (Folder(wiring.log_path(config)).exists, "CDC-LOG-102"),
+        (lambda: wiring.open_log(config).close(), "CDC-LOG-111"),
+    ):
+        try:
+            look()
+        except CdcError as error:
+            if error.code == foreign:
+                raise
+
+
 def _forget_reader(config: Config, name: str) -> None:
     """Retention need not wait for a sink that is gone."""
     try:
@@ -98,12 +113,11 @@ def _forget_reader(config: Config, name: str) -> None:
 
 
 def _remove_log(path: Path) -> None:
-    """The log's folder, if it is a log of ours: anything else is refused by name. Renamed first, so that what an interrupted
-    removal leaves is not taken for a damaged log."""
+    """The log's folder. Renamed first, so that what an interrupted removal leaves is not taken for a damaged log."""
     doomed = path.with_name(f"{path.name}.dropped")
     if doomed.exists():
         shutil.rmtree(doomed)
-    if path.exists() and Folder(path).exists():
+    if path.exists():
         path.rename(doomed)
         shutil.rmtree(doomed)
         say(f"✓ log {path}")

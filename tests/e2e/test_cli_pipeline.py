@@ -465,3 +465,29 @@ def test_check_finds_a_target_table_of_another_shape_and_prints_grants(pipeline:
     statements = pipeline.cdc("check", str(pipeline.file), "--grants").stdout
     assert "REPLICATION" in statements
     assert "<password>" in statements
+
+
+def test_drop_removes_a_damaged_log_and_refuses_a_folder_that_is_none(
+    pipeline: Pipeline, database: Database, target: Database
+) -> None:
+    pipeline.start_all()
+    until(lambda: equal(database, target), 30, "the load", alive=pipeline.alive)
+    for role in ("warehouse", "capture"):
+        assert pipeline.terminate(role, 10) == 0
+    kept = pipeline.folder / "kept"
+    pipeline.log.rename(kept)
+    pipeline.log.mkdir()
+    (pipeline.log / "precious.txt").write_text("not a log")
+    refused = pipeline.cdc("drop", str(pipeline.file), "--yes", check=False)
+    assert refused.returncode == 1
+    assert "CDC-LOG-102" in refused.stderr
+    assert database.slots() == ["cdc_shop"]
+    (pipeline.log / "precious.txt").unlink()
+    (pipeline.log / "writer.lock").unlink(missing_ok=True)
+    pipeline.log.rmdir()
+    kept.rename(pipeline.log)
+    for segment in (pipeline.log / "segments").iterdir():
+        segment.write_bytes(b"damaged")
+    pipeline.cdc("drop", str(pipeline.file), "--yes")
+    assert database.slots() == []
+    assert not pipeline.log.exists()
