@@ -81,16 +81,12 @@ def perform(shown: Screen, folder: Path, seconds: int, port: int | None, stop: I
         if stop():
             raise Interrupted
 
-    shown.say(
-        "Penstock demo: a live database, copied twice, through kill -9. It needs nothing and leaves nothing.", "bold"
-    )
+    shown.say("Penstock: a live database, replicated twice, exactly once, through kill -9.", "bold")
     shown.say("")
     with stages.servers(folder, port) as stage:
         done(f"PostgreSQL {stage.source.major} (source) and {stage.targets.major} (targets) run, private to this demo")
         stage.build()
-        done(
-            f"a shop of {stage.rows():,} rows in {len(TABLES)} tables, and an application that writes to it all the time"
-        )
+        done(f"a shop: {stage.rows():,} rows in {len(TABLES)} tables, and an application that writes")
         outcome = Play(stage, shown, seconds, stop, began).run()
     result(shown, outcome, time.monotonic() - began)
     return EXIT_OK if outcome.good else EXIT_FINDINGS
@@ -104,22 +100,16 @@ def result(shown: Screen, outcome: Outcome, seconds: float) -> None:
     else:
         shown.say("✗ NOT as it should be. This is a bug: please report it.", "bold red")
     for found in outcome.comparisons:
-        mark = "✗" if found.differences else "✓"
-        where = f"{len(found.target.tables)} tables: {found.target.about}"
-        shown.say(f"  {mark} {found.target.name:<10} {found.rows:>9,} rows compared in {where}")
+        mark, tables = "✗" if found.differences else "✓", len(found.target.tables)
+        shown.say(f"  {mark} {found.target.name:<10} {found.rows:>8,} rows in {tables} tables, {found.target.about}")
         for difference in found.differences:
             shown.say(f"      {difference}", "red")
     if outcome.torn:
         shown.say(f"  ✗ money in the targets was torn in {outcome.torn:,} of {outcome.looks:,} looks", "red")
     else:
-        shown.say(
-            f"  ✓ money in the targets was never torn: {outcome.looks:,} looks while it moved, and it was all there in each"
-        )
-    shown.say(f"  ✓ {outcome.kills} processes killed with -9, each went on where it was")
-    shown.say(
-        f"    {outcome.transactions:,} transactions, {outcome.events:,} events in the log, "
-        f"targets {outcome.lag_ms:.0f} ms behind (median), {seconds:.0f} s in all"
-    )
+        shown.say(f"  ✓ money in the targets was never torn: {outcome.looks:,} looks while it moved")
+    shown.say(f"  ✓ {outcome.kills} kills survived; the targets were {outcome.lag_ms:.0f} ms behind (median)")
+    shown.say(f"    {outcome.transactions:,} transactions, {outcome.events:,} events in the log, {seconds:.0f} s")
 
 
 def leave(shown: Screen, folder: Path, keep: bool, *, interrupted: bool) -> None:

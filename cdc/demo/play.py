@@ -64,10 +64,12 @@ class Outcome:
 
 @dataclass
 class Services:
-    """The pipeline's processes, with what they say: each line goes to a file, an error is remembered."""
+    """The pipeline's processes, with what they say: each line goes to a file, an error is remembered. `tell` hears of what
+    happens to them."""
 
     stage: Stage
     tell: Callable[[str], None]
+    asked: bool = False
     errors: dict[str, Line] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,6 +106,7 @@ class Services:
 
     def drain(self) -> None:
         """Let all end at a committed batch."""
+        self.asked = True
         if code := self._children.drain():
             self._failed(code)
 
@@ -142,19 +145,20 @@ class Play:
     def run(self) -> Outcome:
         """Raises Interrupted, and what ends a service or a connection of ours."""
         stage = self._stage
-        services = Services(stage, self._tell)
+        services = Services(stage, self._happened)
         application = shop.Application(stage.shop_url)
         watch = Watch(stage, services.config.log.path)
         self._parts = services, application, watch
         with self._screen.live():
             with services.running(), watch:
                 with application.running():
+                    self._tell("capture and two sinks run, a process each")
                     self._until(lambda: all(watched.is_there for watched in watch.targets.values()), "the first load")
-                    self._tell("all existing rows have arrived, and the application never paused")
+                    self._tell("existing rows have arrived, without a pause of the application")
                     self._under_load()
                 self._rest(shop.last_customer(stage.source_url))
                 services.drain()
-                self._tell("everything has arrived; the services ended at a committed batch, as asked")
+                self._tell("everything has arrived, and the services ended when asked")
             watch.count()
             self._doing = "at rest"
             self._screen.show(self._scene(), last=True)
@@ -171,8 +175,13 @@ class Play:
         self._ask()
         return compare(self._stage.source_url, self._stage.url(target), target, self._stop)
 
-    def _tell(self, text: str) -> None:
-        self._screen.say(f"{time.monotonic() - self._began:6.1f} s  {text}")
+    def _tell(self, text: str, style: str = "") -> None:
+        self._screen.say(f"{time.monotonic() - self._began:6.1f} s  {text}", style)
+
+    def _happened(self, words: str) -> None:
+        """Something happened to a service. What we do to them is announced already."""
+        if self._doing == "replicating" and self._recovering_s is None:
+            self._tell(words)
 
     def _ask(self) -> None:
         if self._stop():
@@ -218,23 +227,23 @@ class Play:
         if time.monotonic() - self._live_s < part * self._seconds or not all(victim.pid for victim in victims):
             return
         self._kills.pop(0)
-        self._screen.say("")
-        self._tell("kill -9  " + ", ".join(f"{victim.role.name} ({victim.pid})" for victim in victims))
+        pids = " ".join(str(victim.pid) for victim in victims)
+        self._recovering_s = time.monotonic()
         for victim in victims:
             victim.signal(SIGKILL)
             self.killed += 1
-        self._recovering_s = time.monotonic()
+        self._tell(f"kill -9 {pids}   {', '.join(names)}", "bold yellow")
 
     def _notice_recovery(self) -> None:
         """All run again, and no target is behind by more than a blink."""
         if self._recovering_s is None:
             return
         services, _, watch = self._parts
-        now, outage = time.monotonic(), time.monotonic() - self._recovering_s
+        outage = time.monotonic() - self._recovering_s
         lags = [watched.last.lag_s for watched in watch.targets.values() if watched.last is not None]
         near = all(lag is not None and lag < NEAR_S for lag in lags)
         if outage > OUTAGE_S and near and all(pid for _, pid in services.all()):
-            self._tell(f"caught up, {now - self._recovering_s:.1f} s after the kill")
+            self._tell(f"back and up to date, {outage:.1f} s later", "green")
             self._recovering_s = None
 
     # ------------------------------------------------------------------------------------------------------------ at rest
@@ -261,10 +270,11 @@ class Play:
 
     def _has(self, target: Target, customer: int) -> bool:
         with closing(psycopg2.connect(self._stage.url(target))) as connection, connection.cursor() as cursor:
-            with suppress(psycopg2.errors.UndefinedTable):
+            try:
                 cursor.execute(f"SELECT 1 FROM {qualified(target.place('customers'))} WHERE id = %s", (customer,))
-                return cursor.fetchone() is not None
-        return False
+            except psycopg2.errors.UndefinedTable:
+                return False
+            return cursor.fetchone() is not None
 
     # -------------------------------------------------------------------------------------------------------------- scene
     def _money(self) -> tuple[int, int]:
@@ -293,5 +303,5 @@ class Play:
         elapsed = time.monotonic() - self._live_s if self._doing != "loading" else 0.0
         return Scene(
             elapsed, self._seconds, self._doing, application.committed, self._per_second(application.committed), tables,
-            tuple(ServiceRow(name, pid, lags.get(name)) for name, pid in services.all()), *self._money(),
+            tuple(ServiceRow(name, pid, lags.get(name), services.asked) for name, pid in services.all()), *self._money(),
         )  # fmt: skip

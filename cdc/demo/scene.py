@@ -25,11 +25,16 @@ class TableRow(NamedTuple):
 
 
 class ServiceRow(NamedTuple):
-    """A service: its process (None: it is down), and, of a sink, how far its target is behind."""
+    """A service: its process (None while it is down), and, of a sink, how far its target is behind. `asked`: it may be down."""
 
     name: str
     pid: int | None
     lag_s: float | None
+    asked: bool = False
+
+    @property
+    def state(self) -> str:
+        return f"process {self.pid}" if self.pid else "ended" if self.asked else "down"
 
 
 class Scene(NamedTuple):
@@ -47,10 +52,12 @@ class Scene(NamedTuple):
 
 
 def lag(seconds: float | None) -> str:
-    """A lag for people."""
+    """A lag for people; nothing when it is not known."""
     if seconds is None:
         return ""
-    return f"{seconds * 1000:.0f} ms" if seconds < BEHIND_S else f"{seconds:.1f} s"
+    if seconds < 0.001:
+        return "up to date"
+    return f"{seconds * 1000:.0f} ms behind" if seconds < BEHIND_S else f"{seconds:.1f} s behind"
 
 
 def number(value: float | None) -> str:
@@ -92,11 +99,9 @@ def _tables(scene: Scene) -> RenderableType:
 def _services(scene: Scene) -> RenderableType:
     grid = Table.grid(padding=(0, 3))
     for service in scene.services:
-        up = service.pid is not None
-        state = Text(f"process {service.pid}" if up else "down", style="dim" if up else "bold red")
+        state = Text(service.state, style="bold red" if service.state == "down" else "dim")
         late = service.lag_s is not None and service.lag_s >= BEHIND_S
-        behind = "" if service.lag_s is None else f"{lag(service.lag_s)} behind"
-        grid.add_row(service.name, state, Text(behind, style="yellow" if late else "green"))
+        grid.add_row(service.name, state, Text(lag(service.lag_s), style="yellow" if late else "green"))
     return grid
 
 
@@ -112,6 +117,6 @@ def line(scene: Scene) -> str:
     events = sum(row.events or 0 for row in scene.tables)
     parts = [f"{scene.per_second:,.0f} transactions/s", f"source {rows:,} rows", f"log {events:,} events"]
     for service in scene.services:
-        behind = "" if service.lag_s is None else f", {lag(service.lag_s)} behind"
-        parts.append(f"{service.name} {'up' if service.pid else 'DOWN'}{behind}")
-    return f"{'; '.join(parts)}; money {'TORN' if scene.torn else 'whole'} in {scene.looks:,} looks"
+        state = "up" if service.pid else service.state
+        parts.append(f"{service.name} {state}{', ' * (service.lag_s is not None)}{lag(service.lag_s)}")
+    return "; ".join([*parts, f"money {'TORN' if scene.torn else 'whole'} in {scene.looks:,} looks"])

@@ -52,13 +52,13 @@ class Target:
         return TableId(self.schema, table)
 
 
-REPLICA = Target("replica", "replica", "public", shop.TABLES, "everything, into tables with all their constraints")
+REPLICA = Target("replica", "replica", "public", shop.TABLES, "everything, with its constraints")
 ANALYTICS = Target(
     "analytics",
     "analytics",
     "mart",
     ("customers", "orders", "order_items", "accounts", "page_views"),
-    "a part of it, in another schema",
+    "a part, in another schema",
 )
 
 

@@ -27,11 +27,10 @@ from cdc.log.survey import Surveyor
 from cdc.postgres.sql import qualified
 from cdc.table import TableId
 
-LOOK_EVERY_S, COUNT_EVERY_S = 0.05, 1.0
+LOOK_EVERY_S, COUNT_EVERY_S = 0.05, 0.5
 RATE_OVER_S = 4.0
 
 Counts = Mapping[str, int]
-Connection = Any
 Cursor = Any
 
 
@@ -119,13 +118,11 @@ class Watch:
             self._end.wait(COUNT_EVERY_S)
 
     def count(self) -> None:
-        """Count rows and events everywhere."""
-        with closing(psycopg2.connect(self._stage.source_url)) as connection:
-            self.source = counts(connection, [(name, TableId("public", name)) for name in shop.TABLES])
+        """Count rows and events everywhere, once."""
+        self.source = counts(self._stage.source_url, [(name, TableId("public", name)) for name in shop.TABLES])
         for watched in self.targets.values():
             target = watched.target
-            with closing(psycopg2.connect(self._stage.url(target))) as connection:
-                watched.rows = counts(connection, [(name, target.place(name)) for name in target.tables])
+            watched.rows = counts(self._stage.url(target), [(name, target.place(name)) for name in target.tables])
         self._survey()
 
     def _survey(self) -> None:
@@ -171,13 +168,13 @@ def judged(at_s: float, newest: datetime, count: int, money: Decimal | None, arr
     return Look(at_s, max(0.0, (newest - arrived).total_seconds()), money == shop.MONEY)
 
 
-def counts(connection: Connection, tables: Iterable[tuple[str, TableId]]) -> Counts:
+def counts(url: str, tables: Iterable[tuple[str, TableId]]) -> Counts:
     """The rows of those tables that are there."""
-    connection.autocommit = True
     found: dict[str, int] = {}
-    with connection.cursor() as cursor:
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
         for name, table in tables:
             with suppress(errors.UndefinedTable):
                 cursor.execute(f"SELECT count(*) FROM {qualified(table)}")
-                found[name] = cursor.fetchone()[0]
+                (found[name],) = cursor.fetchone() or (0,)
     return found
