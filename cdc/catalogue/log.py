@@ -59,6 +59,11 @@ ENTRIES: dict[str, Entry] = {
         "A checkpoint names a predecessor that this reader has not applied: the log was forked or restored.",
         "Reset the sink after `cdc reload --new-epoch`.",
     ),
+    "CDC-LOG-111": Entry(
+        "the log is another pipeline's",
+        "The tables in this log were captured by a pipeline of another name. Two pipelines never share a log.",
+        "Correct the path under `log:`, or the pipeline's name.",
+    ),
     "CDC-LOG-120": Entry(
         "an intent of another epoch",
         "The log holds the intent to start an epoch that is not the one to start now.",

@@ -65,7 +65,8 @@ pg_hba.conf, TLS that it demands, or no connection left.",
     "CDC-PG-116": Entry(
         "no free walsender",
         "Each stream occupies a walsender process, and max_wal_senders is reached.",
-        "ALTER SYSTEM SET max_wal_senders to a higher number and restart, or end unused streams.",
+        "ALTER SYSTEM SET max_wal_senders to a higher number and restart, or end unused streams. Capture tries again by itself.",
+        EXIT_UNAVAILABLE,
     ),
     "CDC-PG-117": Entry(
         "a pooler stands between capture and the server",
@@ -142,7 +143,7 @@ owners, or an administrator makes the publication.",
     "CDC-PG-132": Entry(
         "no replica identity",
         "Published without a replica identity, the application's own UPDATE and DELETE on this table would fail.",
-        "ALTER TABLE … REPLICA IDENTITY FULL, add a primary key, or list the table under insert_only.",
+        "ALTER TABLE … REPLICA IDENTITY FULL, add a primary key, or `rules: {schema.table: {insert_only: true}}` in the pipeline file.",
     ),
     "CDC-PG-133": Entry(
         "row security hides rows",

@@ -35,14 +35,18 @@ def log_path(config: Config) -> Path:
 
 
 def open_log(config: Config, *, create: bool = False) -> EmbeddedLog:
-    """The pipeline's log. Raises CDC-LOG-101 where there is none, unless it may be made."""
-    return EmbeddedLog(
+    """The pipeline's log. Raises CDC-LOG-101 where there is none, unless it may be made, CDC-LOG-111 for another pipeline's."""
+    log = EmbeddedLog(
         log_path(config),
         segment_bytes=config.log.segment_bytes,
         free_bytes_min=config.log.free_bytes_min,
         retention=config.log.retention,
         create=create,
     )
+    if log.pipeline not in (None, config.pipeline):
+        log.close()
+        raise CdcError("CDC-LOG-111", f"it holds the tables of {log.pipeline}", where=str(log_path(config)))
+    return log
 
 
 def source(

@@ -68,6 +68,11 @@ class EmbeddedLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def pipeline(self) -> str | None:
+        """The pipeline whose tables it holds, by the names of its topics; None before the first table."""
+        return next((topic.partition(".")[0] for topic in self._schemas.topics()), None)
+
     def open_writer(self) -> LogState:
         """See `Log.open_writer`. Raises CDC-LOG-201, at once, while another process or instance is the writer."""
         self._close_writer()

@@ -92,6 +92,11 @@ class Schemas(_SideFile):
         self._ids[subject, body] = schema_id
         return schema_id
 
+    def topics(self) -> list[str]:
+        """One of the topics that subjects are named after, if there is any."""
+        found = self.rows("SELECT subject FROM subjects ORDER BY subject LIMIT 1")
+        return [str(subject) for (subject,) in found]
+
     @staticmethod
     def _place(connection: sqlite3.Connection, schema_id: int, body: str) -> int:
         while found := connection.execute("SELECT body FROM schemas WHERE id = ?", (schema_id,)).fetchall():

@@ -127,7 +127,8 @@ def _tables(session: Session, plan: Plan) -> Iterator[Finding]:
             remedy = f"ALTER ROLE {sql.ident(role)} BYPASSRLS"
             yield error("CDC-PG-133", f"row security hides rows of {where} from role {role}", where, remedy)
         if not table.identified and table.id not in plan.insert_only:
-            yield error("CDC-PG-132", f"{where} has no usable replica identity", where, _full(table.id))
+            detail = f"{where} has no usable replica identity: give it one, or set insert_only for it under `rules:`"
+            yield error("CDC-PG-132", detail, where, _full(table.id))
 
 
 def _full(table: TableId) -> str:

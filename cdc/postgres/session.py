@@ -48,6 +48,9 @@ SETTINGS: Mapping[str, str] = {
     "idle_session_timeout": "0",
 }
 
+# URLs that a server has let this process in with. No connection left, a pg_hba.conf being edited: such refusals pass.
+_accepted: set[str] = set()
+
 _AWAY_CLASSES = ("08", "53", "57P", "58")  # connection, resources, operator intervention, the server's own I/O
 
 
@@ -86,8 +89,8 @@ def conninfo(url: str, **more: str | int) -> str:
 
 
 class Session:
-    """One connection. `application` is what the server shows for it. Raises Unavailable when the server is away and CdcError
-    when it is there and refuses."""
+    """One connection. `application` is what the server shows for it. Raises Unavailable when the server is away, CdcError when
+    it is there and refuses, and Unavailable again when it refuses what it took before from this process."""
 
     def __init__(self, url: str, application: str, *, replication: bool = False) -> None:
         more: dict[str, str] = {"application_name": application, "client_encoding": "UTF8"}
@@ -98,7 +101,8 @@ class Session:
         self.pg = pq.PGconn.connect(target)
         self.pg.notice_handler = None
         if self.pg.status != pq.ConnStatus.OK:
-            raise _no_connection(self.pg, target)
+            raise _no_connection(self.pg, target, again=url in _accepted)
+        _accepted.add(url)
         self.server_version = self.pg.server_version
         self.settings(SETTINGS)
 
@@ -249,11 +253,11 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _no_connection(pg: pq.abc.PGconn, target: bytes) -> CdcError:
+def _no_connection(pg: pq.abc.PGconn, target: bytes, *, again: bool) -> CdcError:
     """libpq keeps no SQLSTATE of a refused connection, so the server is asked a second time whether it takes any at all."""
     message = _one_line(pg.error_message.decode(errors="replace"))
     if pg.needs_password:
         return CdcError("CDC-PG-102", "the server asks for a password and the URL has none")
     if pq.PGconn.ping(target) == pq.Ping.OK:
-        return CdcError("CDC-PG-102", message)
+        return (Unavailable if again else CdcError)("CDC-PG-102", message)
     return Unavailable("CDC-PG-101", message)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from cdc.errors import CdcError, Unavailable
+from cdc.errors import EXIT_UNAVAILABLE, CdcError, Unavailable, entry
 from cdc.postgres import facts, preflight, slot, sql
 from cdc.postgres.chunks import Chunks
 from cdc.postgres.envelope import Origin
@@ -91,7 +91,11 @@ class PostgresSource:
 
     # -------------------------------------------------------------------------------------------------------------- start
     def intent(self, epoch: int) -> Json:
-        return {"slot": slot.of_epoch(self._slot_base, epoch), "publication": self._publications.all}
+        name = slot.of_epoch(self._slot_base, epoch)
+        # Before the intent is in the log: with it there, a second start would take the slot for one that the first had made.
+        if slot.find(self._controlled(), name):
+            raise _not_in_the_log(name)
+        return {"slot": name, "publication": self._publications.all}
 
     def start(self, intent: Json, resume: bool) -> Json:
         control, name = self._controlled(), str(intent["slot"])
@@ -99,7 +103,7 @@ class PostgresSource:
         tables = [table for table in self._selected(control) if table.persistence == "p"]
         found = slot.find(control, name)
         if found is not None and not resume:
-            raise CdcError("CDC-PG-121", f"the slot {name} exists, and the log has no position in it", where=name)
+            raise _not_in_the_log(name)
         slot.publish(control, self._publications, tables, self._insert_only)
         replication = self._connect(replication=True)
         try:
@@ -354,8 +358,19 @@ class PostgresSource:
         return preflight.Plan(slot_name or self._slot_base, self._publications, tables, self._insert_only, unmatched)
 
 
+def _not_in_the_log(name: str) -> CdcError:
+    remedy = (
+        "If the log was lost, restore its folder. Otherwise `cdc drop` removes the slot and what the targets remember of the"
+        " lost log, and the next start loads every table anew. If another pipeline uses the slot, name a slot of your own"
+        " under `source:`."
+    )
+    detail = f"the slot {name} exists at the source, and the log has no position in it: it is new, or was lost"
+    return CdcError("CDC-PG-121", detail, where=name, remedy=remedy)
+
+
 def _demand(findings: Iterable[Finding]) -> None:
-    """Raise the first error among them."""
+    """Raise the first error among them; one that passes by itself as such."""
     for finding in findings:
         if finding.severity == "error":
-            raise CdcError(finding.code, finding.detail, where=finding.where or None, remedy=finding.remedy)
+            kind = Unavailable if entry(finding.code).exit_code == EXIT_UNAVAILABLE else CdcError
+            raise kind(finding.code, finding.detail, where=finding.where or None, remedy=finding.remedy)

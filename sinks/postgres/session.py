@@ -36,6 +36,8 @@ _DATA = ("21", "22", "23", "44", "P0")
 _DATA_STATES = frozenset(("42804", "428C9", "42846"))
 _AWAY = ("08", "57", "58", "XX")
 _BUSY = ("40001", "40P01", "55P03", "55006")
+# URLs that a server has let this process in with. No connection left, a pg_hba.conf being edited: such refusals pass.
+_accepted: set[str] = set()
 _FULL = ("53100", "53200", "53300", "53400", "53000")
 
 
@@ -61,7 +63,8 @@ class Session:
             self._connection.autocommit = True
             self._cursor = self._connection.cursor()
         except psycopg2.Error as error:
-            raise _no_connection(error, url) from None
+            raise _no_connection(error, url, again=url in _accepted) from None
+        _accepted.add(url)
         settings = _SETTINGS | {"lock_timeout": f"{round(lock_timeout_s * 1000)}ms"}
         self.rows("SELECT " + ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items()))
 
@@ -164,7 +167,7 @@ def _cause(diag: Any, state: str) -> str:
     return ", ".join(parts)
 
 
-def _no_connection(error: psycopg2.Error, url: str) -> CdcError:
+def _no_connection(error: psycopg2.Error, url: str, *, again: bool) -> CdcError:
     """libpq keeps no SQLSTATE of a refused connection, so the server is asked whether it takes any at all."""
     from psycopg import pq
 
@@ -173,5 +176,5 @@ def _no_connection(error: psycopg2.Error, url: str) -> CdcError:
         return CdcError("CDC-TGT-102", "the URL is not one that libpq understands")
     ping: Callable[[bytes], int] = pq.PGconn.ping
     if ping(url.encode()) == pq.Ping.OK:
-        return CdcError("CDC-TGT-102", message)
+        return (Unavailable if again else CdcError)("CDC-TGT-102", message)
     return Unavailable("CDC-TGT-101", message)
