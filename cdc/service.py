@@ -49,8 +49,15 @@ class Service:
         self.address = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
         settings = uvicorn.Config(
             application(registry, health),
-            log_config=None, log_level="warning", access_log=False, lifespan="off", loop="asyncio", http="h11", ws="none", timeout_graceful_shutdown=1,
-        )  # fmt: skip
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            timeout_graceful_shutdown=1,
+        )
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="http", daemon=True
