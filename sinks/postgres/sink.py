@@ -56,7 +56,7 @@ class PostgresSink:
         self._claimed = False
         self._session: Session | None = None
         self._locked: Mark | None = None
-        self._aside = False
+        self._aside = 0  # constraints of this sink that are put aside
         self._asked: set[TableId] = set()  # tables whose load this process has asked for
 
     # -------------------------------------------------------------------------------------------------------------- claim
@@ -78,7 +78,7 @@ class PostgresSink:
             self._run(f"SET lock_timeout = {round(self._lock_timeout_s * 1000)}")
             self._rows = {row.table: row for row in self._books.tables()}
             self._plans: dict[TableId, Plan] = {}
-            self._aside = self._books.aside() > 0
+            self._aside = self._books.aside()
         return bookmark
 
     @contextmanager
@@ -133,9 +133,10 @@ class PostgresSink:
         assert self._locked is not None, "begin() comes first"
         for begun in piece.begun:
             self._rows[begun.table] = self._begin(begun)
-        if piece.begun:
+            self._plans.pop(begun.table, None)
+        if piece.begun and (aside := self._books.aside()) != self._aside:
             self._plans.clear()  # foreign keys are gone that other tables' plans know of
-            self._aside = self._books.aside() > 0
+            self._aside = aside
         taken = {table: changes for table, changes in piece.tables.items() if self._takes(table)}
         missed = [self._suspend(table) for table in piece.tables if table not in taken]
         try:
@@ -146,7 +147,7 @@ class PostgresSink:
             if rejected.sqlstate not in COLLISIONS or not self._generations.make_room(reading):
                 raise
             self._plans.clear()
-            self._aside = True
+            self._aside = self._books.aside()
             missed += self._merge_tables(taken)
         for table in piece.finished:
             if table in self._rows and self._rows[table].loading:
@@ -220,7 +221,7 @@ class PostgresSink:
             if self._aside and self._books.restorable():
                 self._generations.restore()
                 self._plans.clear()
-                self._aside = self._books.aside() > 0
+                self._aside = self._books.aside()
             self._open.commit()
         failpoints.hit("sink.committed")
         self._staging.ended(committed=True)
