@@ -33,6 +33,12 @@ def states(pipeline: Pipeline) -> list[str]:
     return [table["state"] for table in result["tables"]] if result else []
 
 
+def killed_at_the_intent(pipeline: Pipeline, hits: Counter[str]) -> None:
+    pipeline.start("capture", "capture.intent_written:1")
+    assert pipeline.wait("capture", 60) == -9, pipeline.tail("capture")
+    hits["capture.intent_written"] += 1
+
+
 def settled(pipeline: Pipeline, source: Database, target: Database, pairs: list[tuple[str, str]]) -> None:
     """Everything written so far has arrived: a last row, committed after all others, is there, and no table loads."""
     source.execute("INSERT INTO registry VALUES (-1, 0, 'the last row')")
@@ -62,10 +68,12 @@ def test_nothing_is_lost_doubled_or_torn_through_kills(database: Database, targe
     workload = Workload(database.url, seed)
     try:
         with workload.running(), BankWatch(target.admin_url, "public.bank") as bank:
-            pipeline.start("capture", "capture.intent_written:1")
+            for extra in range(HITS - 1):  # an intent is written once in a pipeline's life, so each hit needs one
+                other = Pipeline(tmp_path, f"intent{extra}", source_url, {"main": sink_url})
+                killed_at_the_intent(other, hits)
+                other.cdc("drop", str(other.file), "--yes")
+            killed_at_the_intent(pipeline, hits)
             pipeline.start("main")
-            assert pipeline.wait("capture", 60) == -9
-            hits["capture.intent_written"] += 1
             pipeline.start("capture")
             until(lambda: len(states(pipeline)) == len(TABLES), 60, "all tables known", alive=pipeline.alive)
             names = [name for name in failpoints.NAMES if name != "capture.intent_written"] * HITS
