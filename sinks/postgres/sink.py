@@ -239,6 +239,7 @@ class PostgresSink:
             self._staging.ended(committed=False)
             self._plans.clear()
             self._rows = {row.table: row for row in self._books.tables()}
+            self._aside = self._books.aside()
         self._locked = None
 
     # --------------------------------------------------------------------------------------------------------- outside it
