@@ -178,6 +178,10 @@ class Load:
 
     def want(self, tables: Iterable[TableId], signal: int = 0) -> None:
         """Load these tables (anew). `signal` is the request's number, taken when their generation begins."""
+        held = next((request for request in self._requests if signal and request.signal), None)
+        if held is not None:
+            held.tables, held.signal = list(dict.fromkeys([*held.tables, *tables])), signal
+            return
         # A mark that is already committed may be older than this reason, and a signal must not count as taken before its begin.
         asked = {table for request in self._requests if request.mark is None for table in request.tables}
         if fresh := [table for table in tables if signal or table not in asked]:
@@ -189,16 +193,25 @@ class Load:
         return {table for request in self._requests for table in request.tables}
 
     def take(self, signals: Sequence[Signal]) -> None:
-        """Requests from outside, in order. One reload is in hand at a time, so that `signals` stays one number.
+        """Requests from outside, in order. One request for reloads is in hand at a time, so that `signals` stays one number; those
+        that follow each other are one, since a table that waits for its reload must not be watched meanwhile: it would stop
+        the capture each time before it is its turn. A table that is not captured any more is passed over.
 
         Raises Unavailable for a new epoch: it is taken where the source is opened, and must not count as taken here."""
         for signal in signals:
-            if signal.number <= self.signals or any(request.signal for request in self._requests):
+            if signal.number <= self.signals:
                 continue
+            held = next((request for request in self._requests if request.signal), None)
+            if held is not None and (held.mark is not None or signal.kind != "reload"):
+                break
             if signal.kind == "new-epoch":
                 raise Unavailable("CDC-LOG-121", "the source is opened again, in a new epoch", where=f"request {signal.number}")
             if signal.kind == "reload":
-                self.want([TableId(*table) for table in signal.details["tables"]], signal.number)
+                wanted = [TableId(*table) for table in signal.details["tables"]]
+                if wanted := [table for table in wanted if table not in self.left]:
+                    self.want(wanted, signal.number)
+                elif held is None:
+                    self.signals = signal.number
             elif signal.kind == "reread":
                 table = TableId(*signal.details["table"])
                 if table in self.tables and not self.tables[table].keyless:

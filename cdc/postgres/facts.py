@@ -33,8 +33,8 @@ class Attribute(NamedTuple):
 
 class Table(NamedTuple):
     """`identity` is d, i, f or n (relreplident); `published` names the columns that our publications send, None when they
-    do not hold the table; `links` says by which catalog rows they do; `filtered`: a publication leaves out rows of it. `children`
-    are a partition root's leaves."""
+    do not hold the table; `links` says by which catalog rows they do, `whole` and `inserts` which of the two does; `filtered`: a
+    publication leaves out rows of it. `children` are a partition root's leaves."""
 
     oid: int
     id: TableId
@@ -50,6 +50,13 @@ class Table(NamedTuple):
     published: frozenset[str] | None
     links: tuple[tuple[int, str, int], ...]
     filtered: bool
+    whole: bool
+    inserts: bool
+
+    def placed(self, insert_only: bool) -> bool:
+        """Is it in the publication where it belongs? An insert-only table must not be in the other one as well: its updates would
+        be sent, and fail at the application where it has no identity."""
+        return self.inserts and not self.whole if insert_only else self.whole
 
     def key(self, insert_only: bool) -> tuple[str, ...]:
         """The record key (protocol D7); () for a keyless table."""
@@ -82,7 +89,7 @@ class Table(NamedTuple):
             ],
             "key": list(self.key(insert_only)),
             "children": [list(child) for child in self.children],
-            "published": [list(link) for link in self.links],
+            "published": [list(link) for link in self.links] if self.placed(insert_only) else [],
             "waits": list(waits),
         }
 
@@ -105,7 +112,7 @@ def altered(then: Json, now: Json | None) -> str | None:
     if now["oid"] != then["oid"]:
         return "it was dropped and made again"
     if not now["published"]:
-        return "it is no longer published"
+        return "it is no longer published, or not as it should be"
     if not any(link in now["published"] for link in then["published"]):
         return "its publication was changed, and may have left out changes meanwhile"
     if now["key"] != then["key"]:
@@ -133,7 +140,8 @@ def altered(then: Json, now: Json | None) -> str | None:
 _TABLES = """
 WITH published AS MATERIALIZED (
     SELECT schemaname, tablename, array_agg(DISTINCT pubname) AS names, array_agg(DISTINCT column_name) AS columns,
-           bool_or(filtered) AS filtered
+           bool_or(filtered) AS filtered, bool_or(pubname = ($1::text[])[1]) AS whole,
+           bool_or(pubname = ($1::text[])[2]) AS inserts
     FROM (SELECT pubname, schemaname, tablename, {columns} AS column_name, {filtered} AS filtered
           FROM pg_catalog.pg_publication_tables WHERE pubname = ANY ($1::text[])) AS p
     GROUP BY schemaname, tablename)
@@ -159,7 +167,7 @@ SELECT json_build_array(
     (SELECT json_agg(json_build_array(b.oid::int8, b.xmin::text, coalesce(r.oid::int8, 0)) ORDER BY b.oid)
      FROM pg_catalog.pg_publication b
      LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = b.oid AND r.prrelid = c.oid WHERE b.pubname = ANY (p.names)),
-    to_json(p.columns), coalesce(p.filtered, false))
+    to_json(p.columns), coalesce(p.filtered, false), coalesce(p.whole, false), coalesce(p.inserts, false))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN published p ON p.schemaname = n.nspname AND p.tablename = c.relname
 WHERE c.relkind IN ('r', 'p') AND {which}
@@ -167,6 +175,7 @@ WHERE c.relkind IN ('r', 'p') AND {which}
 
 
 def _select(session: Session, which: str, publications: Iterable[str], parameter: str) -> list[Table]:
+    """`publications` are `slot.Publications`, in their order."""
     lists = session.server_version >= 150000
     text = _TABLES.format(
         which=which,
@@ -181,7 +190,7 @@ def _table(row: Json) -> Table:
     oid, schema, name, kind, identity, persistence, filenode, row_security, columns, primary, index, children, *rest = (
         row
     )
-    links, published, filtered = rest
+    links, published, filtered, whole, inserts = rest
     attributes = tuple(Attribute(*column) for column in columns or ())
     names = None
     if links:
@@ -203,6 +212,8 @@ def _table(row: Json) -> Table:
         names,
         tuple((link[0], link[1], link[2]) for link in links or ()),
         filtered,
+        whole,
+        inserts,
     )
 
 

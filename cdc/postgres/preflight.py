@@ -126,9 +126,14 @@ def _tables(session: Session, plan: Plan) -> Iterator[Finding]:
         if table.row_security:
             remedy = f"ALTER ROLE {sql.ident(role)} BYPASSRLS"
             yield error("CDC-PG-133", f"row security hides rows of {where} from role {role}", where, remedy)
-        if not table.identified and table.id not in plan.insert_only:
-            detail = f"{where} has no usable replica identity: give it one, or set insert_only for it under `rules:`"
-            yield error("CDC-PG-132", detail, where, _full(table.id))
+        yield from identity(table, plan.insert_only)
+
+
+def identity(table: Table, insert_only: frozenset[TableId]) -> Iterator[Finding]:
+    """The one finding about a table whose updates and deletes nobody could follow."""
+    if not table.identified and table.id not in insert_only:
+        detail = f"{table.id} has no usable replica identity: give it one, or set insert_only for it under `rules:`"
+        yield error("CDC-PG-132", detail, str(table.id), _full(table.id))
 
 
 def _full(table: TableId) -> str:
@@ -170,12 +175,15 @@ def _publications(session: Session, plan: Plan) -> Iterator[Finding]:
         usable = [
             table for table in plan.tables if table.persistence != "u" and (table.id in plan.insert_only) == inserts
         ]
-        missing = [table.id for table in usable if table.published is None]
+        missing = [table.id for table in usable if not (table.inserts if inserts else table.whole)]
         statement = slot.publish_statement(name, missing, inserts=inserts, exists=name in existing)
         named = ", ".join(map(str, missing))
         if name in existing and not existing[name]:
             if not inserts and (reason := slot.incomplete(session, name)):
                 yield error("CDC-PG-135", f"publication {name} belongs to another role and {reason}", name)
+            if moved := [table.id for table in plan.tables if table.whole and table.id in plan.insert_only and not inserts]:
+                detail = f"publication {name} belongs to another role and sends more than the inserts of {', '.join(map(str, moved))}"
+                yield error("CDC-PG-131", detail, name, slot.withdraw_statement(name, moved))
             if missing:
                 yield error(
                     "CDC-PG-131", f"publication {name} belongs to another role and lacks {named}", name, statement

@@ -95,14 +95,19 @@ def publish_statement(name: str, tables: Sequence[TableId], *, inserts: bool, ex
     return f"CREATE PUBLICATION {sql.ident(name)} {target}WITH (publish = '{kinds}', publish_via_partition_root = true)"
 
 
+def withdraw_statement(name: str, tables: Sequence[TableId]) -> str:
+    """The statement that takes tables out of a publication."""
+    return f"ALTER PUBLICATION {sql.ident(name)} DROP TABLE {', '.join(f'ONLY {sql.qualified(table)}' for table in tables)}"
+
+
 def publish(
     session: Session, publications: Publications, tables: Sequence[Table], insert_only: frozenset[TableId]
 ) -> None:
-    """Make sure that the tables are published, each by the publication it belongs to. Raises CDC-PG-131 with the statement for
-    whoever may execute it."""
+    """Make sure that each table is in the publication where it belongs, and not in the other one if that is ours. Raises
+    CDC-PG-131 with the statement for whoever may execute it."""
     existing = owned(session, publications)
     for name, inserts in ((publications.all, False), (publications.inserts, True)):
-        missing = [t.id for t in tables if t.published is None and (t.id in insert_only) == inserts]
+        missing = [t.id for t in tables if (t.id in insert_only) == inserts and not (t.inserts if inserts else t.whole)]
         if not missing and (name in existing or inserts):
             continue
         statement = publish_statement(name, missing, inserts=inserts, exists=name in existing)
@@ -121,6 +126,10 @@ def publish(
                 raise
             detail = f"the role may not put all of {', '.join(map(str, missing))} into publication {name}"
             raise CdcError("CDC-PG-131", detail, remedy=statement) from None
+    for name, inserts in ((publications.all, False), (publications.inserts, True)):
+        moved = [t.id for t in tables if (t.inserts if inserts else t.whole) and (t.id in insert_only) != inserts]
+        if moved and existing.get(name):
+            session.run(withdraw_statement(name, moved), doing=f"taking tables out of {name}")
 
 
 # ------------------------------------------------------------------------------------------------------------------ slot

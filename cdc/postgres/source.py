@@ -217,6 +217,8 @@ class PostgresSource:
         then = self._watched.facts.get(id_)
         if then is None:
             return
+        if table is not None:
+            _demand(preflight.identity(table, self._insert_only))
         now = None if table is None else self._relations.facts(table)
         if reason := facts.altered(then, now):
             remedy = reload(id_) if now else "Start capture again: the table is then left out."
@@ -250,7 +252,7 @@ class PostgresSource:
                 raise CdcError("CDC-PG-139", f"{id_} is not an ordinary, logged table", where=str(id_))
         plan = self._plan(list(found.values()))
         _demand(preflight.table_findings(control, plan))
-        if any(table.published is None for table in found.values()):
+        if not all(table.placed(id_ in self._insert_only) for id_, table in found.items()):
             slot.publish(control, self._publications, list(found.values()), self._insert_only)
             found = facts.by_name(control, self._publications, wanted)
         # Transactions that wrote before the publication changed must end before the first chunk (D6). Taking an xid of our own
