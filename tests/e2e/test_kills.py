@@ -16,10 +16,10 @@ import pytest
 
 from cdc import failpoints
 from tests.e2e.pipeline import Pipeline, until
-from tests.e2e.workload import IDENTITY, ROWS, SCHEMA, TABLES, BankWatch, Workload, differences
+from tests.e2e.workload import IDENTITY, ROWS, SCHEMA, TABLES, BankWatch, Workload, differences, rows_of
 from tests.servers import Database, execute
+from tests.verification import FULL, record
 
-FULL = bool(os.environ.get("PENSTOCK_FULL"))
 KILLS, HITS = (200, 5) if FULL else (0, 1)
 KILL_S = 60.0
 
@@ -106,5 +106,18 @@ def test_nothing_is_lost_doubled_or_torn_through_kills(database: Database, targe
         assert not bank.torn, f"seed {seed}: {bank.torn[:5]}"
         assert bank.looks > 50
         assert all(hits[name] >= HITS for name in failpoints.NAMES)
+        record(
+            "Kills, Postgres to Postgres over the embedded log",
+            {
+                "seed": seed,
+                "kill -9 at random moments": kills,
+                "hits of each failpoint": ", ".join(f"{name} {count}" for name, count in sorted(hits.items())),
+                "transactions committed by the workload": sum(workload.committed.values()),
+                "rows compared": sum(len(rows_of(target.admin_url, there)) for _, there in pairs),
+                "rows that differ": 0,
+                "snapshots of the target in which money was whole": bank.looks,
+                "of which torn": 0,
+            },
+        )
     finally:
         pipeline.close()
