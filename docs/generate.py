@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from prometheus_client import CollectorRegistry
+from psycopg.postgres import types as postgres_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer.models import OptionInfo
 
+from cdc.avro import schemas_of
 from cdc.catalogue import CATALOGUE
+from cdc.cli import app
 from cdc.config import Config, LoadConfig, LogConfig, ServerConfig, SinkConfig, SourceConfig, TableRule
 from cdc.config_values import Address, Form
+from cdc.metrics import CaptureMetrics, SinkMetrics
 from cdc.postgres.grants import source_grants
 from cdc.postgres.slot import publish_statement
-from cdc.table import TableId
+from cdc.postgres.types import NUMERIC_OID, TIME_OID, TIMESTAMP_OID, PgType, logical
+from cdc.table import LOGICAL_KINDS, Column, LogicalType, TableId, TableSchema
 from sinks.postgres.grants import sink_grants
+from sinks.postgres.types import form_of
 
 FOLDER = Path(__file__).parent
 
@@ -160,9 +170,223 @@ def _sql(statements: list[str]) -> str:
     return "```sql\n" + "".join(f"{statement};\n" for statement in statements) + "```"
 
 
+def command_line() -> str:
+    """Every verb with its arguments and options."""
+    commands = {command.name or "": command.callback for command in app.registered_commands}
+    verbs = "\n\n".join(_verb(name, callback) for name, callback in commands.items())
+    shared = _options(item for item in _parameters(commands["run"]) if item.name in SHARED)
+    return COMMAND_LINE.format(shared=shared, verbs=verbs)
+
+
+SHARED = ("debug", "log_format")
+"""Options that every verb has."""
+
+COMMAND_LINE = """# The command line
+
+`cdc VERB …`. Data goes to stdout, everything else to stderr. A pipeline file is named as `FILE`, by `--config`, or by the variable
+`CDC_CONFIG`; without any it is `pipeline.yaml` in the working directory.
+
+| exit code | |
+|---|---|
+| 0 | done; a service was asked to stop, and has stopped at a committed batch |
+| 1 | failed, and needs an operator; the error says what to do |
+| 2 | the configuration, or the command line itself |
+| 3 | a dependency is away. Services do not end by it, they try again |
+| 4 | findings: `cdc check` found an error, `cdc status` an unhealthy pipeline, `cdc demo` a difference |
+| 130 | interrupted |
+
+`--json` prints one object on stdout, `{{"command", "ok", "result", "error"}}`, whose shape is stable: keys are added, never renamed or
+removed. `error` is null, or `{{"code", "title", "detail", "where", "remedy"}}`. (`cdc tail --json` prints one object per event.)
+
+Verbs that change something ask first. `--yes` answers; without it, and without a terminal to ask on, they end with CDC-RUN-302.
+
+Every verb has these options, and `-h`, `--help`:
+
+{shared}
+
+{verbs}
+"""
+
+
+class Given(NamedTuple):
+    """One argument or option, as the function of its verb declares it."""
+
+    name: str
+    said: Any  # typer's OptionInfo or ArgumentInfo
+    of: Any
+    default: Any
+
+    @property
+    def is_option(self) -> bool:
+        return isinstance(self.said, OptionInfo)
+
+    @property
+    def placeholder(self) -> str:
+        """As in the usage line."""
+        shown = self.said.metavar or self.name.upper()
+        return shown if self.default is Parameter.empty or shown.startswith("[") else f"[{shown}]"
+
+    @property
+    def value(self) -> str:
+        """What follows an option."""
+        kinds = [kind for kind in (get_args(self.of) or (self.of,)) if kind is not type(None)]
+        if bool in kinds:
+            return ""
+        if isinstance(kinds[0], type) and issubclass(kinds[0], Enum):
+            return " or ".join(f"`{choice.value}`" for choice in kinds[0])
+        return f"`{self.said.metavar or {int: 'NUMBER', Path: 'PATH'}.get(kinds[0], 'TEXT')}`"
+
+    @property
+    def help(self) -> str:
+        words = " ".join((self.said.help or "").split())
+        shown = self.said.show_default if isinstance(self.said.show_default, str) else self.default
+        is_value = isinstance(shown, str | int | Path) and not isinstance(shown, bool)
+        return words + (f" Default: `{shown}`." if is_value else "")
+
+
+def _parameters(callback: Any) -> list[Given]:
+    found = signature(callback).parameters.values()
+    return [Given(p.name, p.annotation.__metadata__[0], p.annotation.__origin__, p.default) for p in found]
+
+
+def _verb(name: str, callback: Any) -> str:
+    given = _parameters(callback)
+    arguments = [item for item in given if not item.is_option]
+    options = [item for item in given if item.is_option and item.name not in SHARED]
+    usage = " ".join(["cdc", name, *(["[OPTIONS]"] if options else []), *(item.placeholder for item in arguments)])
+    lines = [f"## cdc {name}", "", " ".join((callback.__doc__ or "").split()), "", "```", usage, "```"]
+    if arguments:
+        lines += ["", "| argument | |", "|---|---|"]
+        lines += [f"| `{item.placeholder}` | {item.help} |" for item in arguments]
+    if options:
+        lines += ["", _options(options)]
+    return "\n".join(lines)
+
+
+def _options(options: Iterable[Given]) -> str:
+    lines = ["| option | value | |", "|---|---|---|"]
+    for item in options:
+        # What stands first in `typer.Option(…)` is held for a default until the command is built.
+        names = [name for name in (item.said.default, *item.said.param_decls) if str(name).startswith("-")]
+        shown = ", ".join(f"`{name}`" for name in sorted(names, key=len))
+        lines.append(f"| {shown} | {item.value} | {item.help} |")
+    return "\n".join(lines)
+
+
+def types() -> str:
+    """Source type → logical type → Avro → Debezium's name → the target's type."""
+    rows = [_type_row(shown, kind) for shown, kind in _postgres_types()]
+    kinds = [f"| `{kind}` | {meaning} |" for kind, meaning in LOGICAL_KINDS.items()]
+    return TYPES.format(rows="\n".join(rows), kinds="\n".join(kinds))
+
+
+def _postgres_types() -> Iterator[tuple[str, LogicalType]]:
+    """What a Postgres column's type is called, and what it is to us; types without a row of their own come last."""
+    names: dict[LogicalType, list[str]] = {}
+    for info in sorted(postgres_types, key=lambda info: info.oid):
+        kind = logical(PgType(info.oid, -1, "b", info.oid, -1))
+        if kind.kind != "other" and info.oid not in (NUMERIC_OID, TIME_OID, TIMESTAMP_OID):
+            names.setdefault(kind, []).append(f"`{info.regtype}`")
+    for kind, called in names.items():
+        yield ", ".join(called), kind
+    for shown, oid, typmod in (
+        ("`numeric(p,s)` with 0 ≤ s ≤ p, here `numeric(12,2)`", NUMERIC_OID, (12 << 16 | 2) + 4),
+        ("`numeric`, and other scales", NUMERIC_OID, -1),
+        ("`time(0)` to `time(3)`", TIME_OID, 3),
+        ("`time`, `time(4)` to `time(6)`", TIME_OID, -1),
+        ("`timestamp(0)` to `timestamp(3)`", TIMESTAMP_OID, 3),
+        ("`timestamp`, `timestamp(4)` to `timestamp(6)`", TIMESTAMP_OID, -1),
+    ):
+        yield shown, logical(PgType(oid, typmod, "b", oid, typmod))
+    yield "an enum", logical(PgType(0, -1, "e", 0, -1, ("small", "large")))
+    yield "every other type: arrays, ranges, `interval`, `inet`, `xml`, `timetz`, composites, …", LogicalType("other")
+
+
+def _type_row(shown: str, kind: LogicalType) -> str:
+    table = TableSchema(TableId("s", "t"), (Column("x", kind, "verbatim"),))
+    value = schemas_of("p", table, "postgresql").value
+    row = next(field["type"][1] for field in value["fields"] if field["name"] == "before")
+    form = row["fields"][0]["type"][1]
+    avro, debezium = (form, "") if isinstance(form, str) else (form["type"], form.get("connect.name", ""))
+    if isinstance(form, dict) and "logicalType" in form:
+        avro += f", {form['logicalType']}"
+    if isinstance(form, dict) and form["type"] == "record":
+        avro = "record {" + ", ".join(f"{field['name']}: {field['type']}" for field in form["fields"]) + "}"
+    debezium = f"`{debezium}`" if debezium else form.get("connect.type", "") if isinstance(form, dict) else ""
+    return f"| {shown} | `{kind.kind}` | {avro} | {debezium} | `{form_of(kind)}` |"
+
+
+TYPES = """# Types
+
+A column's own type at the source, word for word, is in the schema of every event (`penstock.type`), beside its *logical type*, which is
+the hub between engines. A Postgres target makes a column with the source's own type where it knows a type of that name (an enum or
+an extension's type that was made there first, too), and else with the type in the last column. A domain counts as the type below it.
+
+| Postgres source | logical | Avro | Debezium's name (`connect.name`) | otherwise at a Postgres target |
+|---|---|---|---|---|
+{rows}
+
+A table with a column of logical type `other` puts the whole replication stream into text mode, which is slower and no less exact:
+such a value is the text that its output function prints, under settings of our own (`DateStyle ISO`, `TimeZone UTC`,
+`IntervalStyle postgres`, `extra_float_digits 3`, `bytea_output hex`).
+
+A column of the key is never null, so its field is the type alone; every other field is a union of null and the type, with default null.
+Special values, and values that were not sent, are in [events.md](events.md). Which type at a target may hold which is in
+[sinks.md](../explanation/sinks.md).
+
+## Logical types
+
+| logical | holds |
+|---|---|
+{kinds}
+"""
+
+
+def metrics() -> str:
+    """Every metric of a service."""
+    capture, sink = CaptureMetrics("shop").registry, SinkMetrics("shop", "warehouse").registry
+    both = set(_metrics(capture)) & set(_metrics(sink))
+    sections = [
+        _metric_table("Every service", both),
+        _metric_table("A capture", set(_metrics(capture)) - both),
+        _metric_table("A sink", set(_metrics(sink)) - both),
+    ]
+    return METRICS.format(sections="\n\n".join(sections))
+
+
+METRICS = """# Metrics
+
+`/metrics` of each service, in Prometheus' text form: seconds, bytes, Unix time, the prefix `cdc_`. A value that is not known just now
+is NaN, not 0. What a service measures about its surroundings (lag, sizes, what the source keeps) it measures every ten seconds, on a
+connection of its own. The `table` label is `*` for tables beyond the first 500. A metric with labels appears with its first value. What
+to alert on: [monitor](../how-to/monitor.md).
+
+{sections}
+"""
+
+
+def _metrics(registry: CollectorRegistry) -> Iterator[tuple[str, str, str, str]]:
+    """(name, labels, kind, meaning), as they are scraped."""
+    for collector in dict.fromkeys(registry._names_to_collectors.values()):
+        made: Any = collector
+        kind, name = made._type, made._name
+        shown = f"{name}_total" if kind == "counter" else name
+        yield shown, ", ".join(f"`{label}`" for label in made._labelnames), kind, made._documentation
+
+
+def _metric_table(title: str, rows: set[tuple[str, str, str, str]]) -> str:
+    lines = [f"## {title}", "", "| metric | labels | kind | |", "|---|---|---|---|"]
+    return "\n".join(
+        lines + [f"| `{name}` | {labels} | {kind} | {words} |" for name, labels, kind, words in sorted(rows)]
+    )
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
+    "reference/cli.md": command_line,
     "reference/config.md": configuration,
     "reference/errors.md": errors,
+    "reference/metrics.md": metrics,
+    "reference/types.md": types,
     "how-to/postgres-roles.md": postgres_roles,
 }
 """Path below docs/ → what makes its text."""
