@@ -25,7 +25,7 @@ def record(title: str, figures: Mapping[str, object]) -> None:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    machine = f"{os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    machine = f"{os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.machine()}, Python {platform.python_version()}"
     lines = [f"\n## {title}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in {**figures, "commit": commit, "machine": machine}.items()]
     before = PAGE.read_text(encoding="utf-8").removeprefix(HEAD) if PAGE.exists() else ""

@@ -94,11 +94,13 @@ class Session:
         return list(self._cursor.fetchall())
 
     def copy(self, statement: str, lines: Iterable[bytes]) -> int:
-        """`COPY … FROM STDIN` of blocks of whole lines, made while the server reads; the number of rows."""
+        """`COPY … FROM STDIN` of blocks of whole lines, made while the server reads; the number of rows. An error in making
+        them is raised as it is: a value that is not understood is no trouble of the connection."""
+        reader = _Reader(iter(lines))
         try:
-            self._cursor.copy_expert(statement, _Reader(iter(lines)))
+            self._cursor.copy_expert(statement, reader)
         except psycopg2.Error as error:
-            raise self._translated(error) from None
+            raise reader.error or self._translated(error) from None
         return int(self._cursor.rowcount)
 
     def commit(self) -> None:
@@ -124,9 +126,14 @@ class _Reader:
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
+        self.error: Exception | None = None
 
     def read(self, _size: int = -1) -> bytes:
-        return next((block for block in self._blocks if block), b"")
+        try:
+            return next((block for block in self._blocks if block), b"")
+        except Exception as error:
+            self.error = error  # psycopg2 makes a cancelled query of it
+            raise
 
 
 def translated(error: psycopg2.Error, closed: bool = False) -> CdcError:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cdc.avro import INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, decimal_bytes
-from cdc.errors import CdcError, Rejected
+from cdc.errors import CdcError, Rejected, Unavailable
 from cdc.table import Column, LogicalType, TableId
 from sinks.postgres.sink import PostgresSink
 from sinks.sink import Missed
@@ -314,6 +314,20 @@ def test_a_null_byte_never_reaches_the_server_as_anything_else(feed: Feed, targe
 
 
 # ---------------------------------------------------------------------------------------------------------------- keyless
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_value_that_is_not_understood_stops_the_sink(feed: Feed, target: Database, keyed: bool) -> None:
+    """It is an error of its own, not one of the connection, which would be tried again for ever."""
+    table = feed.table("public.odd", "id int64 key" if keyed else "id int64", "note text")
+    loaded(feed, table, table.r(id=1, note="a"))
+    checkpoint, batch = feed.checkpoint(table.c(id=2, note="b"))
+    records = batch[table.id]
+    records.values[0] = records.values[0][:15]
+    with pytest.raises(CdcError) as error:
+        feed.commit(checkpoint, batch)
+    assert not isinstance(error.value, Unavailable)
+    assert error.value.code == "CDC-TGT-132"
+
+
 def test_keyless_rows_are_a_multiset(feed: Feed, target: Database) -> None:
     table = feed.table("public.journal", "a int32", "n numeric", "t text")
 
