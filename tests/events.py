@@ -88,7 +88,7 @@ class Table:
         source = {
             "version": "0", "connector": "postgresql", "name": "shop", "ts_ms": 1, "snapshot": "false", "db": "app",
             "sequence": str(sequence), "ts_us": 1000, "ts_ns": 1000000, "schema": self.id.schema, "table": self.id.name,
-            "txId": sequence // 3, "lsn": 1 << 40, "xmin": None, "epoch": 1,
+            "txId": sequence // 3, "lsn": sequence * 200, "xmin": None, "epoch": 1,
         }  # fmt: skip
         datum = {
             "op": event.op, "unchanged": list(event.unchanged) or None, "moved": event.moved, "before": self._row(event.before),

@@ -22,6 +22,7 @@ Json = Any
 Lines = Callable[[Iterable[bytes]], bytes]
 _FIXED_BYTES = {"boolean": 1, "float": 4, "double": 8}
 _OPS = (b"\x02c", b"\x02u", b"\x02r")
+_DIFFER = {"sequence": "string", "lsn": "long"}  # fields of the source block that are another in each event
 
 # What each kind is on the wire, and the expression that turns `x` (an int, or the str of a string) into COPY text.
 _INTS = {
@@ -169,8 +170,6 @@ def _skip(out: _Source, depth: int, avro: Json, named: dict[str, Json]) -> None:
     elif form == "record":
         named[".".join(filter(None, (avro.get("namespace"), avro["name"])))] = named[avro["name"]] = avro
         for field in avro["fields"]:
-            if avro.get("name") == "Tail" and field["name"] == "sequence":
-                out.add(depth, "at = p")
             _skip(out, depth, field["type"], named)
     elif form == "array":
         _varint(out, depth)
@@ -228,19 +227,17 @@ def compile_rows(
     """
     wanted = frozenset(table.by_name) if columns is None else columns
     fields = {field["name"]: field["type"] for field in value_schema["fields"]}
-    out = _Source()
+    out, tail = _Source(), _Tail(fields)
     out.add(0, "def rows(values, *, HEADS=HEADS, SMALL=SMALL, DAYS=DAYS, BOOLEAN=BOOLEAN, number=int.from_bytes,")
     out.add(3, "float64=float64, float32=float32, len=len, repr=repr, str=str):")
-    out.add(1, "out = []", "line = out.append", "prefix, suffix, start, rest = b'\\xff', b'', 0, 0")
+    out.add(1, "out = []", "line = out.append", "same = UNKNOWN")
     out.add(1, "try:")
     out.add(2, "for v in values:")
     out.add(3, "s = v.decode('latin-1')", "if v[:11] in HEADS: p = 11", "else: p = head(v)")
     names = _fields(out, 3, table, wanted)
     if image == "before":
         out.add(3, "p = skip_after(v, p)")
-    # All but the sequence is the same for the events of one transaction, so it is compared rather than read.
-    out.add(3, "if not (v.startswith(prefix, p) and v.endswith(suffix) and len(v) == p + rest + (v[p + start] >> 1)):")
-    out.add(4, "prefix, suffix, start, rest = tail(v, p)")
+    tail.add(out, 3)
     out.add(3, _line(names))
     out.add(1, "except (IndexError, ValueError, KeyError, error) as broken:")
     out.add(2, "raise damaged(table, len(out)) from broken")
@@ -251,7 +248,8 @@ def compile_rows(
         HEADS=frozenset(frame(schema_id) + op + b"\0\0\0\x02" for op in _OPS if image == "after"),
         head=_head(fields, schema_id, image),
         skip_after=_skipper("after", ["null", fields["before"][1]]),
-        tail=_tail(fields),
+        tail=tail.read,
+        UNKNOWN=tail.unknown,
     )
 
 
@@ -285,25 +283,51 @@ def _head(fields: Json, schema_id: int, image: str) -> Callable[[bytes], int]:
     return head
 
 
-def _tail(fields: Json) -> Callable[[bytes, int], tuple[bytes, bytes, int, int]]:
-    """Verify all that follows the rows; its part before the sequence's length, the part after it, and their lengths."""
-    names = ("transaction", "ts_ms", "ts_us", "ts_ns")
-    source = list(fields["source"]["fields"])
-    index = next((i for i, field in enumerate(source) if field["name"] == "sequence"), len(source))
-    lead = _skipper("lead", {"type": "record", "name": "Lead", "fields": source[:index]})
-    rest = source[index:] + [{"name": name, "type": fields[name]} for name in names]
-    follow = _skipper("follow", {"type": "record", "name": "Rest", "fields": rest})
+class _Tail:
+    """What follows the rows of a value: the source block, the transaction and the times.
 
-    def tail(v: bytes, p: int) -> tuple[bytes, bytes, int, int]:
-        at = lead(v, p)
-        if follow(v, at) != len(v):
+    There the events of one transaction differ in a number or two, so that what stands between these is compared with the event
+    before, and read only where it is another."""
+
+    def __init__(self, fields: Json) -> None:
+        parts: list[list[Json]] = [[]]
+        self._forms = []
+        for field in fields["source"]["fields"]:
+            if field["name"] in _DIFFER:
+                self._forms.append(_DIFFER[field["name"]])
+                parts.append([])
+            parts[-1].append(field)
+        parts[-1] += [{"name": name, "type": fields[name]} for name in ("transaction", "ts_ms", "ts_us", "ts_ns")]
+        self._skips = [_skipper("part", {"type": "record", "name": "Part", "fields": part}) for part in parts]
+        self.unknown = (b"\xff",) * len(parts)  # what no value has
+
+    def add(self, out: _Source, depth: int) -> None:
+        """Code that verifies the tail at `p`; `same` is what `read` gave for an event before, or `unknown`."""
+        out.add(depth, "known, t = False, p")
+        inner = depth
+        for index, form in enumerate(self._forms):
+            out.add(inner, f"if v.startswith(same[{index}], t):")
+            inner += 1
+            out.add(inner, f"t += len(same[{index}])")
+            out.add(inner, *(["while v[t] > 127: t += 1", "t += 1"] if form == "long" else ["t += 1 + (v[t] >> 1)"]))
+        out.add(inner, f"known = v[t:] == same[{len(self._forms)}]")
+        out.add(depth, "if not known: same = tail(v, p)")
+
+    def read(self, v: bytes, p: int) -> tuple[bytes, ...]:
+        """Verify the tail at `p`, to the value's last byte; the bytes that the next events probably share."""
+        same, begin, known = [], p, True
+        for index, skip in enumerate(self._skips):
+            if index:  # `p` is at a field that differs: its branch, then its value
+                long = self._forms[index - 1] == "long"
+                known = known and v[p] == 2 and (long or v[p + 1] < 127)
+                same.append(v[begin : p + 1])
+                begin = p + 1
+                if known:
+                    begin = varint(v, begin)[1] if long else begin + 1 + (v[begin] >> 1)
+            p = skip(v, p)
+        if p != len(v):
             raise ValueError("bytes are left over or missing")
-        if index == len(source) or v[at] != 2 or v[at + 1] > 126:
-            return b"\xff", b"", 0, 0
-        prefix, suffix = v[p : at + 1], v[at + 2 + (v[at + 1] >> 1) :]
-        return prefix, suffix, len(prefix), len(prefix) + 1 + len(suffix)
-
-    return tail
+        return (*same, v[begin:]) if known else self.unknown
 
 
 def compile_keys(table: TableSchema) -> Lines:
