@@ -1,30 +1,26 @@
 """The play: services start, the application writes, processes are killed, all comes to rest, and source and targets are compared.
 
-It runs what `cdc run` runs: `cdc capture` and `cdc sink` as processes, started again by the same supervisor when they die. The
-invariant: it ends with no service running, whichever way it ends.
+The invariant: nobody writes and no service runs when the comparison begins, so that what it finds is what was replicated.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from signal import SIGKILL
 from statistics import median
 
 import psycopg2
 
-from cdc.children import Child, Children, Line
 from cdc.commands import picture
-from cdc.commands.run import roles
-from cdc.config import Config, load
 from cdc.demo import shop
 from cdc.demo.comparison import Comparison, compare
 from cdc.demo.scene import Scene, ServiceRow, TableRow
 from cdc.demo.screen import Screen
+from cdc.demo.services import Services
 from cdc.demo.stage import Stage, Target
 from cdc.demo.watch import RATE_OVER_S, Watch
 from cdc.errors import CdcError
@@ -36,8 +32,7 @@ KILLS = ((0.2, (REPLICA,)), (0.45, (CAPTURE,)), (0.7, (CAPTURE, REPLICA, ANALYTI
 """When, as a part of the time under load, and who."""
 
 REST_S, GATHER_EVERY_S = 60.0, 0.5
-NEAR_S, OUTAGE_S = 0.3, 0.8
-SERVICES_LOG = "services.log"
+NEAR_S, OUTAGE_S, PATIENCE_S = 0.3, 0.8, 8.0
 
 
 class Interrupted(Exception):
@@ -62,73 +57,6 @@ class Outcome:
         return not self.torn and not any(comparison.differences for comparison in self.comparisons)
 
 
-@dataclass
-class Services:
-    """The pipeline's processes, with what they say: each line goes to a file, an error is remembered. `tell` hears of what
-    happens to them."""
-
-    stage: Stage
-    tell: Callable[[str], None]
-    asked: bool = False
-    errors: dict[str, Line] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.config: Config = load(self.stage.file)
-        self._writing = threading.Lock()
-        chosen = roles(self.config, self.stage.file, None)
-        self._children = Children(
-            chosen, on_line=self._on_line, on_event=lambda role, words: self.tell(f"{role} {words}")
-        )
-
-    @contextmanager
-    def running(self) -> Iterator[Services]:
-        """All are started, and none is left at the end."""
-        try:
-            self._children.start()
-            yield self
-        finally:
-            self._children.kill()
-            for child in self._children.children:
-                if child.process is not None:
-                    child.process.wait()
-                    child.finished()
-
-    def _on_line(self, line: Line) -> None:
-        with self._writing, (self.stage.folder / SERVICES_LOG).open("a", encoding="utf-8") as log:
-            log.write(line.plain + "\n")
-        if line.fields is None or line.fields.get("code"):
-            self.errors[line.role] = line
-
-    def tick(self) -> None:
-        """Start again what has died. Raises CDC-RUN-102 when a service has ended for good, which it does only with an error."""
-        if (code := self._children.tick()) is not None:
-            self._failed(code)
-
-    def drain(self) -> None:
-        """Let all end at a committed batch."""
-        self.asked = True
-        if code := self._children.drain():
-            self._failed(code)
-
-    def _failed(self, code: int) -> None:
-        said = "; ".join(f"{role}: {_words(line)}" for role, line in self.errors.items())
-        raise CdcError(
-            "CDC-RUN-102", f"exit code {code}: {said or 'without a word'}", where=str(self.stage.folder / SERVICES_LOG)
-        )
-
-    def named(self, name: str) -> Child:
-        return next(child for child in self._children.children if child.role.name == name)
-
-    def all(self) -> Iterator[tuple[str, int | None]]:
-        """Each with its process, or None while it is down."""
-        for child in self._children.children:
-            yield child.role.name, child.pid
-
-
-def _words(line: Line) -> str:
-    return f"{line.fields.get('code')} {line.fields.get('detail', '')}" if line.fields else line.text
-
-
 class Play:
     """One performance on a stage that is built. `run` once."""
 
@@ -141,22 +69,24 @@ class Play:
         self.killed = 0
         self._recovering_s: float | None = None
         self._doing = "loading"
+        self._services = Services(stage, self._happened)
+        self._application = shop.Application(stage.shop_url)
+        self._watch = Watch(stage, self._services.config.log.path)
 
     def run(self) -> Outcome:
         """Raises Interrupted, and what ends a service or a connection of ours."""
-        stage = self._stage
-        services = Services(stage, self._happened)
-        application = shop.Application(stage.shop_url)
-        watch = Watch(stage, services.config.log.path)
-        self._parts = services, application, watch
+        services, application, watch = self._services, self._application, self._watch
         with self._screen.live():
             with services.running(), watch:
                 with application.running():
                     self._tell("capture and two sinks run, a process each")
-                    self._until(lambda: all(watched.is_there for watched in watch.targets.values()), "the first load")
+                    self._until(
+                        lambda: all(watched.is_there for watched in watch.targets.values()),
+                        "existing rows in every target",
+                    )
                     self._tell("existing rows have arrived, without a pause of the application")
                     self._under_load()
-                self._rest(shop.last_customer(stage.source_url))
+                self._rest(shop.last_customer(self._stage.source_url))
                 services.drain()
                 self._tell("everything has arrived, and the services ended when asked")
             watch.count()
@@ -189,11 +119,10 @@ class Play:
 
     def _step(self) -> None:
         """A tenth of a second of everything."""
-        services, application, watch = self._parts
         self._ask()
-        services.tick()
-        application.check()
-        watch.check()
+        self._services.tick()
+        self._application.check()
+        self._watch.check()
         self._screen.show(self._scene())
         self._stop.wait(0.1)
 
@@ -202,12 +131,8 @@ class Play:
         deadline = time.monotonic() + REST_S
         while not claim():
             if time.monotonic() > deadline:
-                said = "; ".join(f"{role}: {_words(line)}" for role, line in self._parts[0].errors.items())
-                raise CdcError(
-                    "CDC-DEMO-105",
-                    f"{what}, within {REST_S:.0f} s{'; ' if said else ''}{said}",
-                    where=str(self._stage.folder),
-                )
+                detail = "; ".join([f"not within {REST_S:.0f} s: {what}", *self._services.complaints()])
+                raise CdcError("CDC-DEMO-105", detail, where=str(self._stage.folder))
             self._step()
 
     # --------------------------------------------------------------------------------------------------------- under load
@@ -223,7 +148,7 @@ class Play:
         if not self._kills or self._recovering_s is not None:
             return
         part, names = self._kills[0]
-        victims = [self._parts[0].named(name) for name in names]
+        victims = [self._services.named(name) for name in names]
         if time.monotonic() - self._live_s < part * self._seconds or not all(victim.pid for victim in victims):
             return
         self._kills.pop(0)
@@ -235,22 +160,23 @@ class Play:
         self._tell(f"kill -9 {pids}   {', '.join(names)}", "bold yellow")
 
     def _notice_recovery(self) -> None:
-        """All run again, and no target is behind by more than a blink."""
+        """All run again, and no target is behind by more than a blink; a machine that is too busy for that is not waited for."""
         if self._recovering_s is None:
             return
-        services, _, watch = self._parts
         outage = time.monotonic() - self._recovering_s
-        lags = [watched.last.lag_s for watched in watch.targets.values() if watched.last is not None]
+        lags = [watched.last.lag_s for watched in self._watch.targets.values() if watched.last is not None]
         near = all(lag is not None and lag < NEAR_S for lag in lags)
-        if outage > OUTAGE_S and near and all(pid for _, pid in services.all()):
+        if outage > OUTAGE_S and near and all(pid for _, pid in self._services.all()):
             self._tell(f"back and up to date, {outage:.1f} s later", "green")
+            self._recovering_s = None
+        elif outage > PATIENCE_S:
+            self._tell("not up to date yet, because this machine is busy", "yellow")
             self._recovering_s = None
 
     # ------------------------------------------------------------------------------------------------------------ at rest
     def _rest(self, last: int) -> None:
         """Until what was committed last is in every target and no table is loading any more."""
-        services, application, watch = self._parts
-        application.check()
+        self._application.check()
         self._doing = "settling"
         self._tell("the application has stopped")
         due = 0.0
@@ -260,13 +186,13 @@ class Play:
             if time.monotonic() < due:
                 return False
             due = time.monotonic() + GATHER_EVERY_S
-            if not all(self._has(watched.target, last) for watched in watch.targets.values()):
+            if not all(self._has(watched.target, last) for watched in self._watch.targets.values()):
                 return False
-            now = picture.gather(services.config)
+            now = picture.gather(self._services.config)
             states = {table.state for table in now.tables} | {sink.state for sink in now.sinks}
             return states == {picture.LIVE}
 
-        self._until(arrived, "not everything has arrived")
+        self._until(arrived, "everything arrived")
 
     def _has(self, target: Target, customer: int) -> bool:
         with closing(psycopg2.connect(self._stage.url(target))) as connection, connection.cursor() as cursor:
@@ -278,7 +204,7 @@ class Play:
 
     # -------------------------------------------------------------------------------------------------------------- scene
     def _money(self) -> tuple[int, int]:
-        watched = self._parts[2].targets.values()
+        watched = self._watch.targets.values()
         return sum(one.looks for one in watched), sum(one.torn for one in watched)
 
     def _per_second(self, committed: int) -> float:
@@ -290,8 +216,9 @@ class Play:
         return (now - then) / (now_s - then_s) if now_s > then_s else 0.0
 
     def _scene(self) -> Scene:
-        services, application, watch = self._parts
-        rates = watch.rates()
+        services, application, watch = self._services, self._application, self._watch
+        writing = self._doing in ("loading", "replicating")
+        rates = watch.rates() if writing else {}
         tables = tuple(
             TableRow(
                 name, watch.source.get(name), watch.events.get(name), rates.get(name),
@@ -300,8 +227,9 @@ class Play:
             for name in shop.TABLES
         )  # fmt: skip
         lags = {f"sink {name}": one.last.lag_s if one.last else None for name, one in watch.targets.items()}
+        pace = self._per_second(application.committed) if writing else None
         elapsed = time.monotonic() - self._live_s if self._doing != "loading" else 0.0
         return Scene(
-            elapsed, self._seconds, self._doing, application.committed, self._per_second(application.committed), tables,
+            time.monotonic() - self._began, elapsed, self._seconds, self._doing, application.committed, pace, tables,
             tuple(ServiceRow(name, pid, lags.get(name), services.asked) for name, pid in services.all()), *self._money(),
         )  # fmt: skip

@@ -38,13 +38,15 @@ class ServiceRow(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Everything that is shown at one moment."""
+    """Everything that is shown at one moment: `at_s` since the demo began, `elapsed_s` of `total_s` under load. `per_second` is
+    None when nobody writes."""
 
+    at_s: float
     elapsed_s: float
     total_s: float
     doing: str
     transactions: int
-    per_second: float
+    per_second: float | None
     tables: tuple[TableRow, ...]
     services: tuple[ServiceRow, ...]
     looks: int
@@ -72,12 +74,13 @@ def view(scene: Scene) -> RenderableType:
 def _head(scene: Scene) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     done = min(scene.elapsed_s, scene.total_s)
+    pace = "" if scene.per_second is None else f"{scene.per_second:,.0f} transactions/s"
     grid.add_row(
         Text(scene.doing, style="bold"),
-        ProgressBar(scene.total_s, done, width=24),
+        ProgressBar(scene.total_s, done, width=24, complete_style="cyan", finished_style="cyan"),
         Text(f"{done:.0f} of {scene.total_s:.0f} s", style="dim"),
-        Text(f"{scene.per_second:,.0f} transactions/s"),
-        Text(f"{scene.transactions:,} so far", style="dim"),
+        Text(pace),
+        Text(f"{scene.transactions:,} in all", style="dim"),
     )
     return grid
 
@@ -108,6 +111,8 @@ def _services(scene: Scene) -> RenderableType:
 def _money(scene: Scene) -> Text:
     if scene.torn:
         return Text(f"money in the targets: TORN in {scene.torn:,} of {scene.looks:,} looks", style="bold red")
+    if not scene.looks:
+        return Text()
     return Text(f"money in the targets: all there in each of {scene.looks:,} looks, while it moves", style="dim")
 
 
@@ -115,7 +120,7 @@ def line(scene: Scene) -> str:
     """For where there is no terminal."""
     rows = sum(row.source or 0 for row in scene.tables)
     events = sum(row.events or 0 for row in scene.tables)
-    parts = [f"{scene.per_second:,.0f} transactions/s", f"source {rows:,} rows", f"log {events:,} events"]
+    parts = [f"{scene.transactions:,} transactions", f"source {rows:,} rows", f"log {events:,} events"]
     for service in scene.services:
         state = "up" if service.pid else service.state
         parts.append(f"{service.name} {state}{', ' * (service.lag_s is not None)}{lag(service.lag_s)}")

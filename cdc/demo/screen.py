@@ -30,7 +30,7 @@ class Screen(Protocol):
         """Write a line that stays."""
 
     def show(self, now: Scene, *, last: bool = False) -> None:
-        """The picture has changed; as often as wanted. The `last` one stays."""
+        """The picture has changed; as often as wanted. The `last` one stays, where it is a picture."""
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -61,15 +61,15 @@ class Lines:
     """A file, a pipe, a log: lines only."""
 
     def __init__(self) -> None:
-        self._due_s = 0.0
+        self._due_s = time.monotonic() + LINE_EVERY_S
 
     def say(self, text: str, style: str = "") -> None:  # noqa: ARG002 - there are no styles here
         say(text, sys.stdout)
 
     def show(self, now: Scene, *, last: bool = False) -> None:
-        if last or time.monotonic() >= self._due_s:
+        if not last and time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + LINE_EVERY_S
-            self.say(f"{now.elapsed_s:6.1f} s  {scene.line(now)}")
+            self.say(f"{now.at_s:6.1f} s  {scene.line(now)}")
 
     @contextmanager
     def live(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import errors
 
-CUSTOMERS, PRODUCTS, ORDERS, ACCOUNTS, VIEWS, STAGED = 3_000, 500, 8_000, 500, 6_000, 200
+CUSTOMERS, PRODUCTS, ORDERS, ACCOUNTS, VIEWS, STAGED = 3_000, 500, 8_000, 500, 3_000, 200
 BALANCE = Decimal("1000.00")
 MONEY = ACCOUNTS * BALANCE
 """The sum of all balances, in every snapshot."""
@@ -83,7 +83,7 @@ def execute(url: str, *statements: str) -> None:
 class Application:
     """Writers, a connection each, that together try `rate` transactions in a second: `with Application(url).running():`."""
 
-    def __init__(self, url: str, *, writers: int = 3, rate: float = 300.0) -> None:
+    def __init__(self, url: str, *, writers: int = 2, rate: float = 220.0) -> None:
         self.url, self._pause_s = url, writers / rate
         self.committed = 0
         self._counting, self._end = threading.Lock(), threading.Event()

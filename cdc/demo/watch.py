@@ -27,7 +27,7 @@ from cdc.log.survey import Surveyor
 from cdc.postgres.sql import qualified
 from cdc.table import TableId
 
-LOOK_EVERY_S, COUNT_EVERY_S = 0.05, 0.5
+LOOK_EVERY_S, COUNT_EVERY_S = 0.1, 1.0
 RATE_OVER_S = 4.0
 
 Counts = Mapping[str, int]
