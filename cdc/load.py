@@ -75,6 +75,7 @@ class Load:
         self.signals: int = state.get("signals", 0)
         self.open: bool = state.get("open", False)
         self._requests: list[_Request] = []
+        self._announced: set[TableId] = set()  # by reloads that wait in the log, or are in hand
         self._restart_now: dict[TableId, None] = {}
         self._filter: Filter | None = None
         self._round_mark: str | None = None
@@ -107,7 +108,7 @@ class Load:
     def filter(self) -> Filter:
         """What the next `poll` leaves out."""
         if self._filter is None:
-            reloading = self._asked
+            reloading = self._asked | self._announced
             self._filter = Filter(
                 frozenset(self.tables.keys() - self.left),
                 {table: load.snapshot for table, load in self.loading.items() if self._drops(table, load)},
@@ -178,10 +179,6 @@ class Load:
 
     def want(self, tables: Iterable[TableId], signal: int = 0) -> None:
         """Load these tables (anew). `signal` is the request's number, taken when their generation begins."""
-        held = next((request for request in self._requests if signal and request.signal), None)
-        if held is not None:
-            held.tables, held.signal = list(dict.fromkeys([*held.tables, *tables])), signal
-            return
         # A mark that is already committed may be older than this reason, and a signal must not count as taken before its begin.
         asked = {table for request in self._requests if request.mark is None for table in request.tables}
         if fresh := [table for table in tables if signal or table not in asked]:
@@ -193,16 +190,17 @@ class Load:
         return {table for request in self._requests for table in request.tables}
 
     def take(self, signals: Sequence[Signal]) -> None:
-        """Requests from outside, in order. One request for reloads is in hand at a time, so that `signals` stays one number; those
-        that follow each other are one, since a table that waits for its reload must not be watched meanwhile: it would stop
-        the capture each time before it is its turn. A table that is not captured any more is passed over.
+        """Requests from outside, in order. One reload is in hand at a time, so that `signals` stays one number; the tables of the
+        others are no longer watched even so (`filter`): what asked for their reload would stop the capture again and again
+        before it is their turn. A table that is not captured any more is passed over.
 
         Raises Unavailable for a new epoch: it is taken where the source is opened, and must not count as taken here."""
-        for signal in signals:
-            if signal.number <= self.signals:
-                continue
-            held = next((request for request in self._requests if request.signal), None)
-            if held is not None and (held.mark is not None or signal.kind != "reload"):
+        waiting = [signal for signal in signals if signal.number > self.signals]
+        reloads = (signal.details["tables"] for signal in waiting if signal.kind == "reload")
+        if (announced := {TableId(*table) for tables in reloads for table in tables}) != self._announced:
+            self._announced, self._filter = announced, None
+        for signal in waiting:
+            if any(request.signal for request in self._requests):
                 break
             if signal.kind == "new-epoch":
                 raise Unavailable("CDC-LOG-121", "the source is opened again, in a new epoch", where=f"request {signal.number}")
@@ -210,7 +208,7 @@ class Load:
                 wanted = [TableId(*table) for table in signal.details["tables"]]
                 if wanted := [table for table in wanted if table not in self.left]:
                     self.want(wanted, signal.number)
-                elif held is None:
+                else:
                     self.signals = signal.number
             elif signal.kind == "reread":
                 table = TableId(*signal.details["table"])
