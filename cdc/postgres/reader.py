@@ -277,7 +277,9 @@ class Reader:
         first, last = run.commit_ms or (commit_ms, commit_ms)
         run.commit_ms = min(first, commit_ms), max(last, commit_ms)
         run.marks += inside.marks
-        self._end = bool(inside.marks) or time.monotonic() > self._deadline
+        # What the budget still allows is left over: runs that end anywhere would make cuts rare in a backlog, and a sink applies
+        # everything between two cuts in one transaction.
+        self._end = bool(inside.marks) or self._budget < BYTES_MAX // 2 or time.monotonic() > self._deadline
 
     def _relation(self, oid: bytes, relation: Relation) -> None:
         self._active.pop(oid, None)
