@@ -26,7 +26,7 @@ ENTRIES: dict[str, Entry] = {
     "CDC-LOG-104": Entry(
         "a part of the log is missing",
         "A segment that the rest of the log refers to is not there. What it held cannot be read, so nothing after it is.",
-        "Restore the missing file, or begin a new epoch with `cdc reload --new-epoch`.",
+        "Restore the missing file, or begin a new log: `cdc drop`, then start again; the source is loaded anew.",
     ),
     "CDC-LOG-105": Entry(
         "the log is damaged",
@@ -37,17 +37,17 @@ ENTRIES: dict[str, Entry] = {
         "the bookmark is not of this log",
         "The reader's bookmark names a checkpoint that this log does not have: it was dropped, restored from an older copy or "
         "replaced by another pipeline's.",
-        "Point the sink at the log that it was reading, or reset the sink so that it loads anew from this one.",
+        "Point the sink at the log that it was reading; or `cdc drop --sink NAME`, and it loads anew from this one.",
     ),
     "CDC-LOG-107": Entry(
         "the bookmark is ahead of the log",
         "The target holds changes that the log has lost, as after restoring an older copy of the log.",
-        "Restore the newer log, or reset the sink after `cdc reload --new-epoch`.",
+        "Restore the newer log; or `cdc drop --sink NAME`, and the sink loads anew from this one.",
     ),
     "CDC-LOG-108": Entry(
         "retention has passed the bookmark",
         "The checkpoints that the reader needs next were removed by the log's retention.",
-        "Reset the sink: it starts from the latest complete load of each table. Run `cdc reload` if there is none in the log.",
+        "Begin a new log: `cdc drop`, then start again; the source is loaded anew. Retention `forever` keeps what later sinks need.",
     ),
     "CDC-LOG-109": Entry(
         "the log was replaced while in use",
@@ -57,7 +57,7 @@ ENTRIES: dict[str, Entry] = {
     "CDC-LOG-110": Entry(
         "the log does not continue the bookmark",
         "A checkpoint names a predecessor that this reader has not applied: the log was forked or restored.",
-        "Reset the sink after `cdc reload --new-epoch`.",
+        "`cdc drop --sink NAME`, and the sink loads anew from this log.",
     ),
     "CDC-LOG-111": Entry(
         "the log is another pipeline's",

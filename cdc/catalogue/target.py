@@ -40,13 +40,14 @@ ENTRIES: dict[str, Entry] = {
     "CDC-TGT-110": Entry(
         "the target has lost its bookmark",
         "`_cdc` holds tables of this sink and no row that says up to where they are, so nothing can be applied exactly once (rule R3).",
-        "Restore `_cdc.bookmark` from the backup that the tables came from, or `cdc drop` the sink and load anew.",
+        "Restore `_cdc.bookmark` from the backup that the tables came from, or `cdc drop --sink NAME`, and the sink loads "
+        "anew.",
     ),
     "CDC-TGT-111": Entry(
         "the bookmark belongs to another log",
         "The target was written from a log with another identity: the log was dropped and begun again, or the pipeline's name is used "
         "twice (rule R3).",
-        "Point the sink at the log that it was reading; or `cdc drop` the sink, and it loads anew from this one.",
+        "Point the sink at the log that it was reading; or `cdc drop --sink NAME`, and it loads anew from this one.",
     ),
     "CDC-TGT-112": Entry(
         "the bookkeeping is of another version",

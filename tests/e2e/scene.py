@@ -45,7 +45,14 @@ class Scene:
     What is written to the source through `arrives` has to be at the target, row for row, when it returns."""
 
     def __init__(
-        self, folder: Path, source: Database, target: Database, *, schema: str = SCHEMA, adopts: bool = False, **more: Any
+        self,
+        folder: Path,
+        source: Database,
+        target: Database,
+        *,
+        schema: str = SCHEMA,
+        adopts: bool = False,
+        **more: Any,
     ) -> None:
         self.folder, self.source, self.target = folder, source, target
         source.execute(schema)
@@ -85,17 +92,24 @@ class Scene:
     def arrives(self, timeout_s: float = 25.0, alive: bool = True) -> None:
         """Write a last row, and wait until source and target are equal."""
         self.write()
-        until(self.equal, timeout_s, "equal tables", every_s=0.1, alive=self.pipeline.alive if alive else None)
+        try:
+            until(self.equal, timeout_s, "equal tables", every_s=0.1, alive=self.pipeline.alive if alive else None)
+        except AssertionError as error:
+            said = [self.pipeline.tail(role) for role in self.pipeline.processes]
+            raise AssertionError("\n".join([str(error), *self.differences(), *said])) from None
 
     def write(self, table: str = "t") -> None:
         self.next_id += 1
         self.source.execute(f"INSERT INTO {table} (id) VALUES ({self.next_id})")
 
     def equal(self) -> bool:
+        return not self.differences()
+
+    def differences(self) -> list[str]:
         try:
-            return not differences(self.source.admin_url, self.target.admin_url, self.pairs)
-        except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName):
-            return False
+            return differences(self.source.admin_url, self.target.admin_url, self.pairs)
+        except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName) as error:
+            return [str(error)]
 
     def terminate(self, *roles: str) -> None:
         for role in roles or list(self.pipeline.processes):
@@ -148,13 +162,12 @@ class Scene:
         assert matching[0]["remedy"]
         return dict(matching[0])
 
-    def follow(self, remedy: str, *options: str) -> None:
-        """Do literally what a remedy says: the command that it begins with, for this pipeline."""
-        command = re.match(r"`?cdc ([^`]*?)`?(?:\s|$)", remedy + " ") or re.search(r"`cdc ([^`]*)`", remedy)
-        text = re.search(r"cdc ((?:reload|drop)[^`,;.]*(?:\.[^`,;.\s]+)*)", remedy)
-        assert command or text, remedy
-        words = (text or command)[1].split()  # type: ignore[index]
-        self.pipeline.cdc(*words, "--config", str(self.pipeline.file), "--yes", *options)
+    def follow(self, remedy: str) -> None:
+        """Do literally what a remedy says: the first command of ours in it, for this pipeline and its sink."""
+        found = re.search(r"cdc ((?:reload|drop)(?: --new-epoch| --sink NAME| [\w.\"]+[\w\"])?)", remedy)
+        assert found, remedy
+        words = found[1].replace("NAME", "main").split()
+        self.pipeline.cdc(*words, "--config", str(self.pipeline.file), "--yes")
 
     def problem(self, *words: str, timeout_s: float = 15.0) -> str:
         """`cdc status` ends with 4 and has a problem with all of these words."""

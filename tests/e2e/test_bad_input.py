@@ -7,7 +7,7 @@ is followed to the letter, source and target end equal.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,24 +18,6 @@ from psycopg2.extras import PhysicalReplicationConnection
 from tests.e2e.pipeline import until
 from tests.e2e.scene import SCHEMA, Make, Scene, Stopped, alter
 from tests.servers import Database, Server, ident
-
-
-@pytest.fixture
-def make(tmp_path: Path, database: Database, target: Database) -> Iterator[Make]:
-    made: list[Scene] = []
-
-    def making(**options: object) -> Scene:
-        made.append(Scene(tmp_path, database, target, **options))
-        return made[-1]
-
-    yield making
-    for scene in made:
-        scene.close()
-
-
-@pytest.fixture
-def scene(make: Make) -> Scene:
-    return make()
 
 
 # ------------------------------------------------------------------------------------------------------- URLs and passwords
@@ -137,7 +119,9 @@ def test_a_publication_that_a_dba_makes(scene: Scene) -> None:
     assert remedy.startswith("CREATE PUBLICATION")
     alter(scene.source, remedy)
     scene.live()
-    scene.source.execute(f"CREATE TABLE later (id int PRIMARY KEY); INSERT INTO later VALUES (1); GRANT SELECT ON later TO {ident(role)}")
+    scene.source.execute(
+        f"CREATE TABLE later (id int PRIMARY KEY); INSERT INTO later VALUES (1); GRANT SELECT ON later TO {ident(role)}"
+    )
     scene.pairs.append(("public.later", "public.later"))
     scene.terminate("capture")
     scene.start("capture")
@@ -219,7 +203,9 @@ def test_a_keyless_table_without_identity(make: Make) -> None:
     scene.configure(rules=None)
     scene.start("capture")
     followed(scene, "capture")
-    scene.source.execute("UPDATE k SET b = 'captured' WHERE ctid = (SELECT min(ctid) FROM k); DELETE FROM k WHERE a = 3")
+    scene.source.execute(
+        "UPDATE k SET b = 'captured' WHERE ctid = (SELECT min(ctid) FROM k); DELETE FROM k WHERE a = 3"
+    )
     scene.live()
 
 
@@ -251,8 +237,16 @@ SHAPES = {
     "type": ("CREATE TABLE t (id int PRIMARY KEY, v int)", "column v is integer", "ALTER TABLE t ALTER v TYPE text"),
     "no key": ("CREATE TABLE t (id int, v text)", "unique index", "ALTER TABLE t ADD PRIMARY KEY (id)"),
     "view": ("CREATE VIEW t AS SELECT 1 AS id, 'x'::text AS v", "not an ordinary table", "DROP VIEW t"),
-    "required": ("CREATE TABLE t (id int PRIMARY KEY, v text, w int NOT NULL)", "column w", "ALTER TABLE t ALTER w SET DEFAULT 0"),
-    "not null": ("CREATE TABLE t (id int PRIMARY KEY, v text NOT NULL)", "NOT NULL", "ALTER TABLE t ALTER v DROP NOT NULL"),
+    "required": (
+        "CREATE TABLE t (id int PRIMARY KEY, v text, w int NOT NULL)",
+        "column w",
+        "ALTER TABLE t ALTER w SET DEFAULT 0",
+    ),
+    "not null": (
+        "CREATE TABLE t (id int PRIMARY KEY, v text NOT NULL)",
+        "NOT NULL",
+        "ALTER TABLE t ALTER v DROP NOT NULL",
+    ),
 }
 
 
