@@ -35,7 +35,7 @@ def run(*, keep: bool, seconds: int, port: int | None) -> int:
     with Interrupt().by_signals() as stop:
         folder = stages.new_folder()
         try:
-            code = perform(shown, folder, seconds, port, stop)
+            code = perform(shown, folder, seconds, port, keep, stop)
             keep |= code == EXIT_FINDINGS
         except (Exception, Interrupted) as error:
             keep |= isinstance(error, CdcError) and error.code in WORTH_A_LOOK and not stop()
@@ -72,7 +72,7 @@ class Interrupt(Stop):
                 signal.signal(number, handler)
 
 
-def perform(shown: Screen, folder: Path, seconds: int, port: int | None, stop: Interrupt) -> int:
+def perform(shown: Screen, folder: Path, seconds: int, port: int | None, keep: bool, stop: Interrupt) -> int:
     """Set the stage, play, and say what came out."""
     began = time.monotonic()
 
@@ -83,7 +83,7 @@ def perform(shown: Screen, folder: Path, seconds: int, port: int | None, stop: I
 
     shown.say("Penstock: a live database, replicated twice, exactly once, through kill -9.", "bold")
     shown.say("")
-    with stages.servers(folder, port) as stage:
+    with stages.servers(folder, port, in_order=keep) as stage:
         done(f"PostgreSQL {stage.source.major} (source) and {stage.targets.major} (targets) run, private to this demo")
         stage.build()
         done(f"a shop: {stage.rows():,} rows in {len(TABLES)} tables, and an application that writes")

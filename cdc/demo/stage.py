@@ -218,15 +218,20 @@ def server(folder: Path, name: str, *, password: str, port: int = 0, ports: rang
 
 
 @contextmanager
-def servers(folder: Path, first_port: int | None) -> Iterator[Stage]:
-    """Both servers, new, running until the end; on the first free ports from `first_port` on, or on any."""
+def servers(folder: Path, first_port: int | None, *, in_order: bool) -> Iterator[Stage]:
+    """Both servers, new, running until the end; on the first free ports from `first_port` on, or on any. `in_order`: they are
+    shut down so that they can start again at once; else in no time, which a folder that is about to go does not mind."""
     ports = None if first_port is None else range(first_port, min(first_port + 100, 65_536))
     with ExitStack() as stack:
         running = [
             stack.enter_context(server(folder, name, password=new_password(), ports=ports))
             for name in (SOURCE, TARGETS)
         ]
-        yield Stage(folder, running[0], running[1])
+        try:
+            yield Stage(folder, running[0], running[1])
+        finally:
+            for one in running:
+                one.stop("fast" if in_order else "immediate")
 
 
 def start_again(folder: Path, stack: ExitStack) -> list[EmbeddedPostgres]:
