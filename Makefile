@@ -23,7 +23,7 @@ check: $(STAMP) ## format, lint, types, unit tests and simulation (< 1 min, no s
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) tests/unit
+	$(PYTEST) tests/unit tests/simulation -m "not slow"
 
 test: $(STAMP) ## everything that CI runs: real Postgres servers, kills for a minute, each failpoint (<= 25 min)
 	$(PYTEST)
