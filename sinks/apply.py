@@ -9,7 +9,6 @@ same open transaction (B3). Every failure ends this attempt; `cdc.supervise` mak
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import NamedTuple
@@ -25,11 +24,11 @@ Observe = Callable[[Checkpoint, int], None]
 
 
 class Pace(NamedTuple):
-    """`idle_s`: how long the log may be silent before what was read is committed. A sink that is more than `behind_ms` behind
-    gathers up to `batch_bytes` before it commits; one that keeps up commits each cut. `bytes_max` bounds what is in memory."""
+    """What is in the log is applied without waiting for more, and together: what came while a commit took its time is one batch,
+    up to `batch_bytes`, so that a sink falls no further behind than a commit or two. `bytes_max` bounds what is in memory;
+    `idle_s` is how often a silent log is left, to see whether to stop."""
 
-    idle_s: float = 0.02
-    behind_ms: int = 100
+    idle_s: float = 0.1
     batch_bytes: int = 8 << 20
     bytes_max: int = 32 << 20
 
@@ -63,9 +62,7 @@ def follow(
         for item in items:
             if stop():
                 break
-            if item is None:
-                behind = False
-            else:
+            if item is not None:
                 checkpoint, batch = item
                 if checkpoint.mark in abandoned:
                     continue
@@ -79,10 +76,9 @@ def follow(
                 path.append(checkpoint.mark)
                 transaction.add(checkpoint, batch)
                 cut = checkpoint if checkpoint.cut else None
-                behind = time.time() * 1000 - checkpoint.written_ms > pace.behind_ms
                 if transaction.work.full and cut is None:
                     transaction.merge(checkpoint)
-            if cut is not None and not (behind and transaction.work.size_bytes < pace.batch_bytes):
+            if cut is not None and (item is None or transaction.work.size_bytes >= pace.batch_bytes):
                 transaction.commit(cut)
                 path, cut = [cut.mark], None
     transaction.forget()

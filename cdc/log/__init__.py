@@ -141,9 +141,10 @@ class Log(Protocol):
     def read(
         self, after: Mark, tables: Callable[[TableId], bool], idle_s: float
     ) -> Generator[tuple[Checkpoint, Batch] | None, None, None]:
-        """Checkpoints after `after`, in order, each with its committed records of the wanted tables, counts verified; None each
-        time that nothing new came within `idle_s`. Never ends by itself. Raises R3 (CDC-LOG-…) when `after` is not of this log,
-        is ahead of it, or retention has passed it. Abandoned checkpoints (B4) come too: the reader follows `previous`."""
+        """Checkpoints after `after`, in order, each with its committed records of the wanted tables, counts verified; None when there
+        are no more, and again each time that nothing new came within `idle_s`. Never ends by itself. Raises R3 (CDC-LOG-…)
+        when `after` is not of this log, is ahead of it, or retention has passed it. Abandoned checkpoints (B4) come too: the
+        reader follows `previous`."""
 
     def last_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint, without taking the log over (status)."""

@@ -40,10 +40,10 @@ class Reader:
         """See `Log.read`."""
         try:
             self._segment = open_at(self._folder, self._log_id, after)
-            number = after.number + 1
+            number, wait_s = after.number + 1, 0.0
             while True:
-                found = self._next(number, wanted, time.monotonic() + idle_s)
-                number += found is not None
+                found = self._next(number, wanted, time.monotonic() + wait_s)
+                number, wait_s = (number, idle_s) if found is None else (number + 1, 0.0)
                 yield found
         finally:
             self.close()
