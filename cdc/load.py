@@ -117,6 +117,7 @@ class Load:
                     for table, state in self.tables.items()
                     if table not in self.loading and table not in reloading and table not in self.left
                 },
+                {table: self.tables[table].facts for table in self.loading if table not in reloading},
             )
         return self._filter
 

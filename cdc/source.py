@@ -42,12 +42,14 @@ class Filter:
 
     `begun`: events of other tables are dropped. `keyless`: for these tables events are dropped: all of them (None), or those of
     transactions that this snapshot (the source's own form) sees. `facts`: per live table what `describe` said when its last
-    load began; a source that notices a change of rows without events against it stops (D9).
+    load began; a source that notices a change of rows without events against it stops (D9). `loading`: the same of tables
+    that load, whose chunks look for themselves. By both a table is known under whatever name the stream has for it.
     """
 
     begun: frozenset[TableId] = frozenset()
     keyless: Mapping[TableId, Json] = field(default_factory=dict)
     facts: Mapping[TableId, Json] = field(default_factory=dict)
+    loading: Mapping[TableId, Json] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

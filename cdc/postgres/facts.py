@@ -18,7 +18,8 @@ Json = Any
 
 
 class Attribute(NamedTuple):
-    """One column, from pg_attribute. `missing`: existing rows got a value of it without being rewritten."""
+    """One column, from pg_attribute. `missing`: existing rows got a value of it without being rewritten. `parts` are the labels of
+    the enums and the attributes of the composites that its type is made of, by their place in the catalog."""
 
     number: int
     name: str
@@ -29,12 +30,14 @@ class Attribute(NamedTuple):
     generated: str
     xmin: str
     missing: bool
+    parts: dict[str, str] | None
 
 
 class Table(NamedTuple):
     """`identity` is d, i, f or n (relreplident); `published` names the columns that our publications send, None when they
     do not hold the table; `links` says by which catalog rows they do, `whole` and `inserts` which of the two does; `filtered`: a
-    publication leaves out rows of it. `children` are a partition root's leaves."""
+    publication leaves out rows of it. `children` are a partition root's leaves: oid, file, and who attached them and what they are in:
+    a leaf that was detached and attached again may have changed meanwhile."""
 
     oid: int
     id: TableId
@@ -46,7 +49,7 @@ class Table(NamedTuple):
     attributes: tuple[Attribute, ...]
     primary_key: tuple[str, ...]
     identity_index: tuple[str, ...]
-    children: tuple[tuple[int, int | None], ...]
+    children: tuple[tuple[int, int | None, str], ...]
     published: frozenset[str] | None
     links: tuple[tuple[int, str, int], ...]
     filtered: bool
@@ -85,8 +88,10 @@ class Table(NamedTuple):
             "oid": self.oid,
             "filenode": self.filenode,
             "columns": [
-                [c.number, c.name, c.type_oid, c.typmod, c.not_null, c.missing, c.xmin] for c in self.attributes
+                [c.number, c.name, c.type_oid, c.typmod, c.not_null, c.missing, c.xmin, c.parts or {}]
+                for c in self.attributes
             ],
+            "dropped": [],
             "key": list(self.key(insert_only)),
             "children": [list(child) for child in self.children],
             "published": [list(link) for link in self.links] if self.placed(insert_only) else [],
@@ -96,9 +101,24 @@ class Table(NamedTuple):
 
 def restructured(then: Json, now: Json) -> bool:
     """Is this no longer the table that the load began with (D1)?"""
-    return any(then[name] != now[name] for name in ("oid", "filenode", "key", "children", "published")) or [
-        column[:6] for column in then["columns"]
-    ] != [column[:6] for column in now["columns"]]
+    if any(then[name] != now[name] for name in ("oid", "filenode", "key", "children", "published")):
+        return True
+    before, after = then["columns"], now["columns"]
+    return [column[:6] for column in before] != [column[:6] for column in after] or any(map(_reworded, before, after))
+
+
+def _reworded(then: Json, now: Json) -> bool:
+    """Do stored values of this column have another text, since a label of an enum or an attribute of a composite changed? What is
+    added to an enum is in no stored value."""
+    return any(now[7].get(place) != text for place, text in then[7].items())
+
+
+def noticed(then: Json, now: Json) -> Json:
+    """`now`, and what only `then` knows: whom the first chunk waited for, and the names of columns dropped since the load began,
+    whose values targets keep."""
+    names = {column[1] for column in now["columns"]}
+    dropped = {*then["dropped"], *(column[1] for column in then["columns"])} - names
+    return {**now, "waits": then["waits"], "dropped": sorted(dropped)}
 
 
 def altered(then: Json, now: Json | None) -> str | None:
@@ -118,19 +138,24 @@ def altered(then: Json, now: Json | None) -> str | None:
     if now["key"] != then["key"]:
         return "its key changed"
     before, after = ({column[0]: column for column in facts["columns"]} for facts in (then, now))
+    dropped = {*then["dropped"], *(column[1] for column in before.values())}
     for number, column in after.items():
         old = before.get(number)
         if old is None:
+            if column[1] in dropped:
+                return f"column {column[1]} was dropped and added again, and existing rows lost its values without events"
             if column[5]:
                 return f"column {column[1]} was added with a default, which existing rows got without events"
         elif old[1] != column[1]:
             return f"column {old[1]} was renamed to {column[1]}"
         elif old[2] != column[2] or (old[3] != column[3] and now["filenode"] != then["filenode"]):
             return f"the type of column {column[1]} changed"
+        elif _reworded(old, column):
+            return f"values of column {column[1]} read otherwise: a label of its enum, or an attribute of its type, changed"
     catalog_rows = [{(column[0], column[6]) for column in facts["columns"]} for facts in (then, now)]
     if now["filenode"] != then["filenode"] and catalog_rows[1] - catalog_rows[0]:
         return "it was rewritten"
-    if [child[0] for child in then["children"]] != [child[0] for child in now["children"]]:
+    if [(child[0], child[2]) for child in then["children"]] != [(child[0], child[2]) for child in now["children"]]:
         return "partitions were attached or detached"
     if then["children"] != now["children"]:
         return "a partition was truncated or rewritten"
@@ -149,7 +174,8 @@ SELECT json_build_array(
     c.oid::int8, n.nspname, c.relname, c.relkind, c.relreplident, c.relpersistence, pg_catalog.pg_relation_filenode(c.oid)::int8,
     c.relrowsecurity AND pg_catalog.row_security_active(c.oid),
     (SELECT json_agg(json_build_array(a.attnum, a.attname, a.atttypid::int8, a.atttypmod,
-                pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated, a.xmin::text, a.atthasmissing)
+                pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated, a.xmin::text, a.atthasmissing,
+                CASE WHEN a.atttypid >= 16384 THEN ({parts}) END)
              ORDER BY a.attnum)
      FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
     (SELECT json_agg(a.attname ORDER BY k.place)
@@ -161,16 +187,40 @@ SELECT json_build_array(
      WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid
          AND k.place <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.number),
     CASE WHEN c.relkind = 'p' THEN
-        (SELECT json_agg(json_build_array(t.relid::pg_catalog.oid::int8, pg_catalog.pg_relation_filenode(t.relid)::int8)
+        (SELECT json_agg(json_build_array(t.relid::pg_catalog.oid::int8, pg_catalog.pg_relation_filenode(t.relid)::int8,
+                    (SELECT string_agg(h.inhparent::pg_catalog.oid || '.' || h.xmin, ' ' ORDER BY h.inhrelid::pg_catalog.oid)
+                     FROM pg_catalog.pg_partition_ancestors(t.relid) AS a JOIN pg_catalog.pg_inherits h ON h.inhrelid = a.relid))
                  ORDER BY t.relid::pg_catalog.oid)
          FROM pg_catalog.pg_partition_tree(c.oid) AS t WHERE t.isleaf AND t.relid <> c.oid) END,
-    (SELECT json_agg(json_build_array(b.oid::int8, b.xmin::text, coalesce(r.oid::int8, 0)) ORDER BY b.oid)
+    (SELECT json_agg(json_build_array(b.oid::int8, b.xmin::text, coalesce(r.oid::int8, {by_schema}, 0)) ORDER BY b.oid)
      FROM pg_catalog.pg_publication b
      LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = b.oid AND r.prrelid = c.oid WHERE b.pubname = ANY (p.names)),
     to_json(p.columns), coalesce(p.filtered, false), coalesce(p.whole, false), coalesce(p.inserts, false))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN published p ON p.schemaname = n.nspname AND p.tablename = c.relname
 WHERE c.relkind IN ('r', 'p') AND {which}
+"""
+# What a type's values consist of, through domains, arrays, ranges and composites.
+_PARTS = """
+WITH RECURSIVE within (oid) AS (
+    SELECT a.atttypid
+    UNION
+    SELECT inner_type.oid FROM within w JOIN pg_catalog.pg_type t ON t.oid = w.oid CROSS JOIN LATERAL (
+        VALUES (t.typbasetype), (t.typelem)
+        UNION ALL SELECT g.rngsubtype FROM pg_catalog.pg_range g WHERE t.oid = g.rngtypid OR t.oid = g.rngmultitypid
+        UNION ALL SELECT m.atttypid FROM pg_catalog.pg_attribute m
+                  WHERE t.typtype = 'c' AND m.attrelid = t.typrelid AND m.attnum > 0 AND NOT m.attisdropped) AS inner_type (oid)
+    WHERE inner_type.oid >= 16384)
+SELECT json_object_agg(part.place, part.text) FROM (
+    SELECT 'enum ' || e.oid, e.enumlabel::text FROM within w JOIN pg_catalog.pg_enum e ON e.enumtypid = w.oid
+    UNION ALL
+    SELECT 'composite ' || w.oid, string_agg(m.attnum || ' ' || m.atttypid, ', ' ORDER BY m.attnum)
+    FROM within w JOIN pg_catalog.pg_type t ON t.oid = w.oid AND t.typtype = 'c'
+    JOIN pg_catalog.pg_attribute m ON m.attrelid = t.typrelid AND m.attnum > 0 AND NOT m.attisdropped GROUP BY w.oid
+) AS part (place, text)
+"""
+_BY_SCHEMA = """
+(SELECT s.oid::int8 FROM pg_catalog.pg_publication_namespace s WHERE s.pnpubid = b.oid AND s.pnnspid = c.relnamespace)
 """
 
 
@@ -181,6 +231,8 @@ def _select(session: Session, which: str, publications: Iterable[str], parameter
         which=which,
         columns="unnest(attnames)::text" if lists else "NULL::text",
         filtered="rowfilter IS NOT NULL" if lists else "false",
+        by_schema=_BY_SCHEMA if lists else "NULL",
+        parts=_PARTS,
     )
     rows = session.run(text, [sql.text_array(publications), parameter], doing="reading the catalog")
     return [_table(json.loads(row[0] or "")) for row in rows]
@@ -208,7 +260,7 @@ def _table(row: Json) -> Table:
         attributes,
         tuple(primary or ()),
         tuple(index or ()),
-        tuple((child[0], child[1]) for child in children or ()),
+        tuple((child[0], child[1], child[2]) for child in children or ()),
         names,
         tuple((link[0], link[1], link[2]) for link in links or ()),
         filtered,

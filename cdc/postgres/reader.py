@@ -106,6 +106,7 @@ class Reader:
         # Per run and transaction: the codec of each table, begun; None for one whose rows are left out.
         self._active: dict[bytes, StreamCodec | None] = {}
         self._drop, self._run, self._schemas = Filter(), Run({}, None, 0), dict[TableId, TableSchema]()
+        self._begun_as: dict[int, TableId] = {}
         self._end, self._budget, self._deadline = False, 0, 0.0
 
     def prune(self, snapshot: Snapshot) -> None:
@@ -117,7 +118,10 @@ class Reader:
     # ------------------------------------------------------------------------------------------------------------- a run
     def run(self, timeout_s: float, drop: Filter) -> Run:
         """The next run (`cdc.source.Source.poll`). Raises NotBinary, after which this reader is of no use."""
-        before, self._drop = self.position, drop
+        before = self.position
+        if drop is not self._drop:
+            self._drop = drop
+            self._begun_as = {facts["oid"]: id_ for known in (drop.facts, drop.loading) for id_, facts in known.items()}
         run = self._run = Run({}, None, self.sequence)
         self._end, self._budget = False, BYTES_MAX
         self._active.clear()
@@ -283,6 +287,9 @@ class Reader:
 
     def _relation(self, oid: bytes, relation: Relation) -> None:
         self._active.pop(oid, None)
+        if renamed := self._begun_as.get(relation.oid):
+            # A table that has another name for a while is the same table: its changes are not to be missed meanwhile.
+            relation = relation._replace(schema=renamed.schema, name=renamed.name)
         id_ = TableId(relation.schema, relation.name)
         if id_ in self._drop.begun:
             self._known[oid] = self._interpreted(relation, self._known.get(oid))

@@ -223,7 +223,7 @@ class PostgresSource:
         if reason := facts.altered(then, now):
             remedy = reload(id_) if now else "Start capture again: the table is then left out."
             raise CdcError("CDC-PG-160", f"{id_}: {reason}", where=str(id_), remedy=remedy)
-        if now is not None and (changed := {**now, "waits": then["waits"]}) != then:
+        if now is not None and (changed := facts.noticed(then, now)) != then:
             self._noticed[id_] = changed
 
     def mark(self) -> str:

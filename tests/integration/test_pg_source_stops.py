@@ -159,7 +159,11 @@ def test_confirmed_never_runs_ahead(database: Database) -> None:
         "ALTER TABLE t RENAME v TO w",
         "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, v)",
         "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v int)",
+        "ALTER TABLE t DROP COLUMN v; ALTER TABLE t ADD COLUMN v int",
+        "ALTER TYPE mood RENAME VALUE 'sad' TO 'low'",
+        "ALTER TYPE pair ADD ATTRIBUTE c int",
         "ALTER TABLE p DETACH PARTITION p1",
+        "ALTER TABLE p DETACH PARTITION p1; ALTER TABLE p ATTACH PARTITION p1 FOR VALUES FROM (0) TO (10)",
         "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20)",
         "TRUNCATE p1",
         "ALTER PUBLICATION cdc_p DROP TABLE t",
@@ -170,7 +174,9 @@ def test_confirmed_never_runs_ahead(database: Database) -> None:
 )
 def test_changes_without_events_stop(database: Database, ddl: str) -> None:
     database.execute(
-        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10)"
+        """CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10);
+           CREATE TYPE mood AS ENUM ('sad'); CREATE DOMAIN feeling AS mood; CREATE TYPE pair AS (a int, b feeling[]);
+           CREATE TABLE m (id int PRIMARY KEY, moods pair)"""
     )
     capture = started(database)
     execute(
@@ -182,6 +188,54 @@ def test_changes_without_events_stop(database: Database, ddl: str) -> None:
     assert code(stopped) == "CDC-PG-160"
     if ddl != "DROP TABLE t":
         assert stopped.value.remedy.startswith("cdc reload public.")
+
+
+def test_a_column_that_was_dropped_long_ago_and_comes_back_stops(database: Database) -> None:
+    """Targets keep a dropped column with its values, which the source's rows no longer have."""
+    capture = started(database)
+    for ddl in ("ALTER TABLE t DROP COLUMN v", "ALTER TABLE t ADD COLUMN w int", "ALTER TABLE t ADD COLUMN v int"):
+        database.execute(ddl)
+        capture.source._next_heartbeat = 0
+        if ddl.endswith("v int"):
+            with pytest.raises(CdcError) as stopped:
+                capture.poll(0.1)
+            assert code(stopped) == "CDC-PG-160"
+            return
+        run = capture.poll(0.1)
+        assert run.facts
+        capture.facts = {**capture.facts, **run.facts}
+        capture.filter = type(capture.filter)(capture.filter.begun, {}, capture.facts)
+
+
+def test_a_publication_by_schema_that_was_off_for_a_while_stops(database: Database) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY, v int)")
+    url = database.grant_source(owns_publication=False)
+    execute(
+        database.admin_url, "CREATE PUBLICATION cdc_p FOR TABLES IN SCHEMA public WITH (publish_via_partition_root = true)"
+    )
+    capture = Capture(url, tables=["public.*"]).start()
+    execute(database.admin_url, "ALTER PUBLICATION cdc_p DROP TABLES IN SCHEMA public")
+    database.execute("INSERT INTO t VALUES (1, 1)")
+    execute(database.admin_url, "ALTER PUBLICATION cdc_p ADD TABLES IN SCHEMA public")
+    capture.source._next_heartbeat = 0
+    with pytest.raises(CdcError) as stopped:
+        capture.poll(0.1)
+    assert code(stopped) == "CDC-PG-160"
+
+
+@pytest.mark.parametrize("loading", [False, True])
+def test_a_table_that_has_another_name_for_a_while_is_the_same_table(database: Database, loading: bool) -> None:
+    """The stream calls it by the name of the moment; what happens under that name would be in no chunk and in no event."""
+    capture = started(database)
+    if loading:
+        capture.filter = type(capture.filter)(capture.filter.begun, {}, {}, capture.facts)
+    database.execute(
+        """ALTER TABLE t RENAME TO away; INSERT INTO away VALUES (10, 1); ALTER TABLE away RENAME TO t;
+           INSERT INTO t VALUES (11, 1)"""
+    )
+    capture.until_mark()
+    assert [(event.after or {})["id"] for event in capture.events][-2:] == [10, 11]
+    assert {str(event.table.id) for event in capture.events} == {"public.t"}
 
 
 def test_harmless_changes_go_on(database: Database) -> None:
