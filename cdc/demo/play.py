@@ -131,7 +131,7 @@ class Play:
         deadline = time.monotonic() + REST_S
         while not claim():
             if time.monotonic() > deadline:
-                detail = "; ".join([f"not within {REST_S:.0f} s: {what}", *self._services.complaints()])
+                detail = "\n".join([f"not within {REST_S:.0f} s: {what}", *self._services.complaints()])
                 raise CdcError("CDC-DEMO-105", detail, where=str(self._stage.folder))
             self._step()
 

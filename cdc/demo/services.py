@@ -17,6 +17,7 @@ from cdc.demo.stage import Stage
 from cdc.errors import CdcError
 
 SERVICES_LOG = "services.log"
+LINES_MAX = 6
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Services:
     stage: Stage
     tell: Callable[[str], None]
     asked: bool = False
-    errors: dict[str, Line] = field(default_factory=dict)
+    errors: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.config: Config = load(self.stage.file)
@@ -53,8 +54,12 @@ class Services:
     def _on_line(self, line: Line) -> None:
         with self._writing, (self.stage.folder / SERVICES_LOG).open("a", encoding="utf-8") as log:
             log.write(line.plain + "\n")
-        if line.fields is None or line.fields.get("code"):
-            self.errors[line.role] = line
+        if line.fields is not None and line.fields.get("code"):
+            self.errors[line.role] = [f"{line.fields['code']} {line.fields.get('detail', '')}"]
+        elif line.fields is None and line.text.startswith(" "):
+            self.errors.setdefault(line.role, []).append(line.text)
+        elif line.fields is None:  # the first line of what a process says at its end
+            self.errors[line.role] = [line.text]
 
     def tick(self) -> None:
         """Start again what has died. Raises CDC-RUN-102 when a service has ended for good, which it does only with an error."""
@@ -68,12 +73,12 @@ class Services:
             self._failed(code)
 
     def _failed(self, code: int) -> None:
-        detail = "; ".join([f"exit code {code}", *self.complaints()])
+        detail = "\n".join([f"exit code {code}", *self.complaints()])
         raise CdcError("CDC-RUN-102", detail, where=str(self.stage.folder / SERVICES_LOG))
 
     def complaints(self) -> list[str]:
         """The last error of each service that had one."""
-        return [f"{role}: {_words(line)}" for role, line in self.errors.items()]
+        return [f"{role}: {line}" for role, lines in self.errors.items() for line in lines[:LINES_MAX]]
 
     def named(self, name: str) -> Child:
         return next(child for child in self._children.children if child.role.name == name)
@@ -82,7 +87,3 @@ class Services:
         """Each with its process, or None while it is down."""
         for child in self._children.children:
             yield child.role.name, child.pid
-
-
-def _words(line: Line) -> str:
-    return f"{line.fields.get('code')} {line.fields.get('detail', '')}" if line.fields else line.text
