@@ -14,6 +14,7 @@ from dataclasses import replace
 from cdc.errors import CdcError
 from cdc.log import Begun
 from cdc.table import TableId
+from sinks.postgres import pending
 from sinks.postgres.bookkeeping import Bookkeeping, PutAside, TableRow
 from sinks.postgres.plan import Plan
 from sinks.postgres.session import Refused, Session
@@ -117,6 +118,7 @@ class Generations:
             "SELECT (SELECT pg_get_constraintdef(k.oid) FROM pg_constraint k WHERE k.conindid = i.indexrelid"
             f" AND k.contype IN ('p', 'u', 'x')), pg_get_indexdef(i.indexrelid) FROM pg_index i WHERE i.indexrelid = {index}"
         )
+        pending.check(self._session, target)
         if constraint is None:
             self._session.execute(f"DROP INDEX {relation(TableId(target.schema, name))}")
         else:
@@ -140,6 +142,7 @@ class Generations:
                     where=str(target),
                     remedy=f"GRANT {ident(owner)} TO the sink's role, or drop the foreign key until the load is over.",
                 )
+            pending.check(self._session, constraint.table)
             self._session.execute(f"ALTER TABLE {relation(constraint.table)} DROP CONSTRAINT {ident(name)}")
             self._books.put_aside(constraint)
 
@@ -148,6 +151,7 @@ class Generations:
         for constraint in self._books.restorable():
             if self._still_there(constraint):
                 try:
+                    pending.check(self._session, constraint.table)
                     is_index = constraint.definition.startswith("CREATE ")
                     add = f"ALTER TABLE {relation(constraint.table)} ADD CONSTRAINT {ident(constraint.name)} "
                     self._session.execute(("" if is_index else add) + constraint.definition)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cdc.errors import CdcError
 from cdc.table import Column, TableId, TableSchema
-from sinks.postgres import types
+from sinks.postgres import pending, types
 from sinks.postgres.bookkeeping import TableRow
 from sinks.postgres.session import Refused, Session
 from sinks.postgres.sql import ident, literal, names, relation
@@ -86,6 +86,7 @@ def _create(session: Session, target: TableId, schema: TableSchema, wanted: dict
 
 def _alter(session: Session, target: TableId, statements: list[str]) -> None:
     try:
+        pending.check(session, target)
         session.execute(f"ALTER TABLE {relation(target)}\n  " + ",\n  ".join(statements))
     except Refused as error:
         raise CdcError("CDC-TGT-121", f"the table does not change: {error.cause}", where=str(target)) from None
