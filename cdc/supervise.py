@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -49,20 +50,38 @@ class Stop:
     @contextmanager
     def on_signals(self, at_once: Callable[[], None] = lambda: None) -> Iterator[Stop]:
         """Within: the first SIGTERM or SIGINT asks to stop; at a second one `at_once` runs and the process ends with 128 + its
-        number. Main thread only."""
+        number, whatever its main thread is in. Main thread only."""
+        # Python runs handlers between two steps of the main thread, which a driver that waits for a lock does not take for
+        # long. The numbers go through a pipe as well, at once, to a thread that nothing keeps.
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        arrived, noted = os.pipe()
+        os.set_blocking(noted, False)
 
-        def handle(number: int, _frame: FrameType | None) -> None:
-            if self._asked:
-                at_once()
-                os._exit(128 + number)
+        def watch() -> None:
+            asked = False
+            while received := os.read(arrived, 1):
+                if received[0] not in numbers:
+                    continue
+                if asked:
+                    at_once()
+                    os._exit(128 + received[0])
+                asked = True
+                self.ask()
+            os.close(arrived)
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
             self.ask()
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        threading.Thread(target=watch, name="signals", daemon=True).start()
+        woken = signal.set_wakeup_fd(noted)
+        before = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(woken)
+            os.close(noted)
 
 
 class BackOff(NamedTuple):

@@ -42,6 +42,8 @@ def apply(
 ) -> None:
     """Apply until `stop()`; returns at a committed batch. Raises what ends the attempt."""
     bookmark, abandoned = sink.resume(log.id), set[Mark]()
+    if tables := sink.suspended():  # not at the next event alone: there may be none for days
+        log.signal("reload", {"tables": [list(table) for table in tables]})
     while not stop():
         bookmark = follow(sink, log, bookmark, abandoned, stop, pace or Pace(), observe)
 

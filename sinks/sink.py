@@ -85,6 +85,10 @@ class Sink(Protocol):
         """Claim the bookmark for this process and return it; a new target gets one before the log's first checkpoint.
         Raises CdcError when the bookmark is of another log (R3), Superseded when a successor holds it."""
 
+    def suspended(self) -> list[TableId]:
+        """After `resume`: tables that this sink takes and whose load it waits for, as after they had left its selection. Each is
+        named once by a process."""
+
     def begin(self, bookmark: Bookmark, checkpoint: Checkpoint) -> None:
         """Start the transaction. Its first statement locks the bookmark, compares it with `bookmark` and this process's claim, and
         writes `checkpoint` (B2). Raises Superseded if a successor claimed it, Unavailable if it moved on by itself."""

@@ -183,6 +183,12 @@ partition (its root is captured).",
         "Slots begin, and newly published tables load, only after transactions that wrote before have ended.",
         "End it, or wait.",
     ),
+    "CDC-PG-142": Entry(
+        "the publication is gone",
+        "It was dropped, or dropped and made again. What was written meanwhile cannot be read from the slot: the server looks for the \
+publication as it was at the time of each change.",
+        _NEW_EPOCH,
+    ),
     "CDC-PG-150": Entry(
         "not understood in the stream",
         "The replication stream holds something that this version does not know, or a message is damaged. Nothing is skipped.",

@@ -68,8 +68,9 @@ class PostgresSource:
         self._relations: Relations
         self._origin: Origin
         self._chunks: Chunks | None = None
-        # Published before the slot was made, or read since: no older transaction can have written to them.
-        self._published_long: set[TableId] = set()
+        # Published before the slot was made, or read since, as these facts have it: no older transaction can have written to them.
+        self._published_long: dict[TableId, Json] = {}
+        self._streamed: list[str] = []
         self._noticed: dict[TableId, Json] = {}
         self._watched: Filter = Filter()
         self._next_heartbeat = 0.0
@@ -104,7 +105,8 @@ class PostgresSource:
         found = slot.find(control, name)
         if found is not None and not resume:
             raise _not_in_the_log(name)
-        slot.publish(control, self._publications, tables, self._insert_only)
+        slot.publish(control, self._publications, tables, self._insert_only, first=True)
+        published = facts.by_name(control, self._publications, [table.id for table in tables])
         replication = self._connect(replication=True)
         try:
             identity = slot.identify(replication)
@@ -112,7 +114,8 @@ class PostgresSource:
             lsn = slot.usable(control, name).confirmed if found else slot.create(replication, control, name)
         finally:
             replication.close()
-        self._published_long = {table.id for table in tables} if found is None else set()
+        for id_, table in published.items() if found is None else ():
+            self._published_long[id_] = _publication(table.facts(id_ in self._insert_only))
         return StreamPosition(identity.system_id, identity.timeline, name, lsn).to_json()
 
     def open(self, at: Json, confirmed: Json, sequence: int, epoch: int) -> None:
@@ -142,7 +145,10 @@ class PostgresSource:
     def _stream(self, replication: Session, position: StreamPosition, sequence: int, *, binary: bool) -> None:
         control = self._controlled()
         replication.settings({"logical_decoding_work_mem": self._decoding_memory})
-        names = sorted(slot.owned(control, self._publications))
+        names = self._streamed = sorted(slot.owned(control, self._publications))
+        if self._publications.all not in names:
+            detail = f"there is no publication {self._publications.all}"
+            raise CdcError("CDC-PG-142", detail, where=self._publications.all)
         stream = Stream(replication, position.slot, position.confirmable, names, binary=binary)
         stream.confirmed = self._confirmed
         self._reader = Reader(
@@ -255,14 +261,17 @@ class PostgresSource:
         if not all(table.placed(id_ in self._insert_only) for id_, table in found.items()):
             slot.publish(control, self._publications, list(found.values()), self._insert_only)
             found = facts.by_name(control, self._publications, wanted)
+            if younger := slot.owned(control, self._publications).keys() - set(self._streamed):
+                raise CdcError("CDC-PG-142", f"{min(younger)} was made after the stream began", where=min(younger))
         # Transactions that wrote before the publication changed must end before the first chunk (D6). Taking an xid of our own
         # first puts all of them below the snapshot's xmax, where it lists them.
         control.run("SELECT pg_catalog.pg_current_xact_id()")
         running = sorted(slot.snapshot(control).running)
-        return {
-            id_: found[id_].facts(id_ in self._insert_only, () if id_ in self._published_long else running)
-            for id_ in wanted
-        }
+        described = {id_: found[id_].facts(id_ in self._insert_only, running) for id_ in wanted}
+        for id_, now in described.items():
+            if self._published_long.get(id_) == _publication(now):
+                now["waits"] = []
+        return described
 
     def read_chunk(self, spec: ChunkSpec, at: Json) -> Chunk | Unsettled | Restructured:
         reader, chunks = self._opened(), self._chunks
@@ -270,7 +279,7 @@ class PostgresSource:
         chunk = chunks.read(spec, StreamPosition.from_json(at), reader.sequence)
         if not isinstance(chunk, Chunk):
             return chunk
-        self._published_long.add(spec.table)
+        self._published_long[spec.table] = _publication(spec.facts)
         if spec.keyless:
             chunk.pieces = self._counted(chunk.pieces)
         else:
@@ -358,6 +367,11 @@ class PostgresSource:
     def _plan(self, tables: Sequence[Table], slot_name: str | None = None) -> preflight.Plan:
         unmatched = self._select.unmatched(table.id for table in tables)
         return preflight.Plan(slot_name or self._slot_base, self._publications, tables, self._insert_only, unmatched)
+
+
+def _publication(table: Json) -> Json:
+    """Which table it is, and by what it is published."""
+    return table["oid"], table["published"]
 
 
 def _not_in_the_log(name: str) -> CdcError:

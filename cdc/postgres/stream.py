@@ -13,16 +13,17 @@ from typing import NoReturn
 
 from psycopg import pq
 
-from cdc.errors import Unavailable
+from cdc.errors import CdcError, Unavailable
 from cdc.postgres import sql
 from cdc.postgres.position import lsn_text
-from cdc.postgres.session import IDLE_S, Session
+from cdc.postgres.session import IDLE_S, Session, SqlFailed
 
 _STATUS = struct.Struct(">cqqqqB")
 _KEEPALIVE = struct.Struct(">xqqB")
 PG_EPOCH_US = 946_684_800_000_000
 _NO_LSN = 0
 BEAT_S = 5.0
+_UNDEFINED_OBJECT = "42704"  # the one object that a stream names is its publication
 
 
 class Stream:
@@ -82,7 +83,12 @@ class Stream:
 
     def ended(self) -> NoReturn:
         """The server ended the stream: raise why."""
-        self.session.raise_pending("streaming")
+        try:
+            self.session.raise_pending("streaming")
+        except SqlFailed as error:
+            if error.sqlstate == _UNDEFINED_OBJECT:
+                raise CdcError("CDC-PG-142", error.detail) from None
+            raise
         raise Unavailable("CDC-PG-101", "the server ended the stream")
 
     def _send(self, written: int, flushed: int) -> None:

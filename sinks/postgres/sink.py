@@ -81,6 +81,12 @@ class PostgresSink:
             self._aside = self._books.aside()
         return bookmark
 
+    def suspended(self) -> list[TableId]:
+        """See Sink."""
+        found = [t for t, row in self._rows.items() if row.state == "suspended" and self.wants(t) and t not in self._asked]
+        self._asked.update(found)
+        return found
+
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:
         """After any error the session ends, and its locks with it: nobody waits for this process's next attempt."""

@@ -108,7 +108,7 @@ class Scene:
     def differences(self) -> list[str]:
         try:
             return differences(self.source.admin_url, self.target.admin_url, self.pairs)
-        except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName) as error:
+        except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
             return [str(error)]
 
     def terminate(self, *roles: str) -> None:

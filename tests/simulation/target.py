@@ -69,6 +69,9 @@ class FakeSink:
         self.target.owner = self
         return self.target.content.bookmark
 
+    def suspended(self) -> list[TableId]:
+        return []
+
     def begin(self, bookmark: Bookmark, checkpoint: Checkpoint) -> None:
         self.world.tick("begin")
         target = self.target
