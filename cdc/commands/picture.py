@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cdc.commands import wiring
@@ -21,7 +21,7 @@ from cdc.log.survey import Survey, Surveyor
 from cdc.table import TableId
 
 Json = Any
-QUEUED, LOADING, LIVE = "queued", "loading", "live"
+QUEUED, LOADING, LIVE, LEFT = "queued", "loading", "live", "left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +91,14 @@ class Picture:
 def gather(config: Config) -> Picture:
     """Look everywhere once. Raises nothing for what is away; that is part of the picture."""
     problems: list[str] = []
+    # Bookmarks before the log: a busy one is then never seen ahead of it.
+    books = {name: _books(config, name) for name in config.sinks}
     log, survey = _log(config, problems)
     if survey.last is None and not problems:
         problems.append("nothing has been captured yet")
     source, seen = _source(config, survey, problems)
     tables = table_views(survey, seen.tables, seen.estimates) if seen else table_views(survey, (), {})
-    sinks = [_sink(config, name, survey) for name in config.sinks]
+    sinks = [_sink(config, name, survey, book) for name, book in books.items()]
     problems += [f"sink {sink.name}: {sink.problem}" for sink in sinks if sink.problem]
     problems += [f"sink {s.name} is behind by {s.lag_s:.0f} s" for s in sinks if (s.lag_s or 0) > LAG_MAX_S]
     state = word(survey, tables, sinks, problems, capturing=bool(source.get("active", True)))
@@ -114,7 +116,7 @@ def word(
         return "stopped"
     if problems:
         return "degraded"
-    if any(table.state != LIVE for table in tables):
+    if any(table.state in (QUEUED, LOADING) for table in tables):
         return "loading"
     if any((sink.lag_s or 0) > 1 or sink.checkpoint is None for sink in sinks):
         return "catching up"
@@ -125,10 +127,14 @@ def table_views(survey: Survey, selected: Iterable[TableId], estimates: Mapping[
     """The tables of the log, and those selected at the source that have not begun."""
     load = survey.last.position.load if survey.last else {}
     loading = {TableId(*table): details for table, details in load.get("loading", ())}
-    return tuple(
-        _table(table, survey.tables.get(table), loading.get(table), estimates.get(table), survey.events.get(table, 0))
+    left = {TableId(*table) for table in load.get("left", ())}
+    views = {
+        table: _table(
+            table, survey.tables.get(table), loading.get(table), estimates.get(table), survey.events.get(table, 0)
+        )
         for table in sorted({*survey.tables, *selected})
-    )
+    }
+    return tuple(replace(view, state=LEFT) if table in left else view for table, view in views.items())
 
 
 def _table(table: TableId, state: TableState | None, loading: Json, estimate: int | None, events: int) -> TableView:
@@ -179,13 +185,19 @@ def _source(config: Config, survey: Survey, problems: list[str]) -> tuple[Mappin
     return found, seen
 
 
-def _sink(config: Config, name: str, survey: Survey) -> SinkView:
-    target = config.sinks[name].url.location
+def _books(config: Config, name: str) -> Mapping[str, Any] | CdcError:
+    """What the target's bookkeeping says of the sink."""
     try:
         with closing(wiring.sink(config, name)) as sink:
-            status: Mapping[str, Any] = sink.status()
+            return sink.status()
     except CdcError as error:
-        return SinkView(name, target, "unknown", problem=f"{error.code} {error.detail}")
+        return error
+
+
+def _sink(config: Config, name: str, survey: Survey, status: Mapping[str, Any] | CdcError) -> SinkView:
+    target = config.sinks[name].url.location
+    if isinstance(status, CdcError):
+        return SinkView(name, target, "unknown", problem=f"{status.code} {status.detail}")
     bookmark, rows = status["bookmark"], status["tables"]
     if bookmark is None:
         return SinkView(name, target, "not started")
@@ -205,7 +217,16 @@ def _sink(config: Config, name: str, survey: Survey) -> SinkView:
     with Surveyor(wiring.log_path(config)) as surveyor:
         due_ms, backlog = surveyor.written_ms(number + 1), surveyor.backlog_bytes(number)
     lag_s = max(0.0, time.time() - due_ms / 1000) if due_ms else 0.0
-    return SinkView(name, target, state, number, last.number - number, lag_s, backlog, tables)
+    return SinkView(
+        name, target, state, number, last.number - number, lag_s, backlog, tables, _suspended(config, name, rows)
+    )
+
+
+def _suspended(config: Config, name: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Tables that the sink takes and does not apply: their load was asked for, and has not begun."""
+    takes = config.sinks[name].tables.matches
+    names = [row["table"] for row in rows if row["state"] == "suspended" and takes(TableId.parse(row["table"]))]
+    return f"left alone until they are loaded anew, which was asked for: {', '.join(names)}" if names else None
 
 
 def _words(what: str, error: CdcError) -> str:

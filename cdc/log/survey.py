@@ -68,7 +68,7 @@ class Surveyor:
     def written_ms(self, number: int) -> int | None:
         """When checkpoint `number` was written; None when it is not there."""
         checkpoint = self._checkpoint(number)
-        return checkpoint and checkpoint.written_ms
+        return checkpoint.written_ms if checkpoint else None
 
     def survey(self) -> Survey:
         """All of it. Reads at most as many checkpoints as lie between two that list every partition's end."""
