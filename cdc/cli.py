@@ -272,6 +272,8 @@ def _run(verb: str, arguments: dict[str, Any]) -> int:
 
     log_format = _Common.log_format
     journal.configure(log_format.value if log_format else None, debug=_Common.debug)
+    if isinstance(file := arguments.get("file"), Path):
+        presentation.speak_of(file)
     try:
         code = int(import_module(f"cdc.commands.{verb}").run(**arguments))
         sys.stdout.flush()

@@ -6,8 +6,11 @@ The invariant: every text that leaves through here has been redacted (rule R10).
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from cdc.errors import CdcError, entry
@@ -17,6 +20,24 @@ from cdc.source import Finding
 _ASCII = str.maketrans(
     {"✗": "x", "✓": "+", "→": "->", "…": "...", "×": "x", "●": "*", "–": "-", "—": "-", "“": '"', "”": '"'}
 )
+
+
+_TAKES_FILE = re.compile(r"\bcdc (reload|drop|tail|status|check|run|capture)\b(?! \S+\.ya?ml\b| FILE\b)")
+_file: Path | None = None
+
+
+def speak_of(file: Path) -> None:
+    """The pipeline file that this process works on: commands in remedies name it, so that they can be run as they stand."""
+    global _file  # noqa: PLW0603 - one process, one pipeline file
+    _file = file
+
+
+def runnable(remedy: str) -> str:
+    """`remedy` with the pipeline file in its commands, where it is not the one that they take by themselves."""
+    if _file is None or str(_file) == "pipeline.yaml":
+        return remedy
+    named = shlex.quote(str(_file))
+    return _TAKES_FILE.sub(lambda found: f"{found[0]} {named}", remedy)
 
 
 def for_stream(text: str, stream: TextIO) -> str:
@@ -58,7 +79,7 @@ def _block(mark: str, code: str, detail: str, where: str | None, remedy: str) ->
     lines += [f"    {line}" for line in detail.splitlines()]
     if where and not detail.startswith(where):
         lines.append(f"    {where}")
-    first, *rest = remedy.splitlines() or [""]
+    first, *rest = runnable(remedy).splitlines() or [""]
     if first:
         lines += [f"    → {first}", *(f"      {line}" for line in rest)]
     return redact("\n".join(lines))
@@ -70,7 +91,7 @@ def answer(command: str, result: Any = None, error: CdcError | None = None, *, o
         "command": command,
         "ok": error is None if ok is None else ok,
         "result": _hidden(result),
-        "error": _hidden(error.to_json()) if error is not None else None,
+        "error": _hidden({**error.to_json(), "remedy": runnable(error.remedy)}) if error is not None else None,
     }
     return json.dumps(body, ensure_ascii=False, default=str)
 

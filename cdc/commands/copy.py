@@ -22,7 +22,7 @@ from cdc.commands.run import Speakers, supervised
 from cdc.commands.tail import printable
 from cdc.config import Config
 from cdc.errors import EXIT_OK, entry
-from cdc.presentation import finding_text, say
+from cdc.presentation import finding_text, say, speak_of
 from cdc.secrets import Url
 
 SINK = "target"
@@ -49,6 +49,7 @@ def run(
     if finished.exists() and not dry_run:
         say(f"{config.pipeline}: the last copy was complete; what it made is removed first")
         _remove(config, file, finished)
+    speak_of(file)
     again = wiring.log_path(config).exists()
     say(_plan(config, file, again=again, follow=follow))
     if dry_run:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cdc import cli, secrets
+from cdc import cli, presentation, secrets
 from cdc.catalogue import CATALOGUE
 from cdc.commands.confirm import confirmed
 from cdc.errors import CdcError, Unavailable
@@ -249,3 +249,15 @@ def test_a_confirmation_is_never_assumed(monkeypatch: pytest.MonkeyPatch) -> Non
 def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secrets, "_registered", set())
     monkeypatch.setattr(secrets, "_pattern", None)
+
+
+def test_commands_in_remedies_name_the_pipeline_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presentation, "_file", None)
+    remedy = "Run `cdc reload public.t`, then cdc drop shop.yaml. cdc sink main"
+    assert presentation.runnable(remedy) == remedy
+    presentation.speak_of(Path("pipeline.yaml"))
+    assert presentation.runnable(remedy) == remedy
+    presentation.speak_of(Path("/etc/my shop.yaml"))
+    assert presentation.runnable(remedy) == (
+        "Run `cdc reload '/etc/my shop.yaml' public.t`, then cdc drop shop.yaml. cdc sink main"
+    )
