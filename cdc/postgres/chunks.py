@@ -103,7 +103,7 @@ class Chunks:
             older = [xid for xid in spec.facts["waits"] if not snapshot.sees(xid)]
             if older:
                 named = "; ".join(slot.blockers(session, older)) or ", ".join(map(str, older))
-                return Unsettled(f"transactions older than the publication of {spec.table} are open: {named}")
+                return Unsettled(f"transactions older than the publication of {spec.table} are open: {named}", only_this=True)
         schema, codec = self._relations.chunked(session, table)
         self.last_snapshot = snapshot
         return _Read(table, schema, codec, text)
@@ -122,7 +122,7 @@ class Chunks:
                 )
             except SqlFailed as error:
                 if error.sqlstate == "55P03":
-                    return Unsettled(f"{spec.table} is locked by another session")
+                    return Unsettled(f"{spec.table} is locked by another session", only_this=True)
                 if error.sqlstate in ("42P01", "3F000"):
                     raise _gone(spec) from None
                 raise
@@ -166,8 +166,7 @@ class Chunks:
         """Exactly these keys. Those that are gone come first, as `d`: what the source holds equal to a key, but spells
         otherwise (1.0 and 1.00), then stands behind it."""
         wanted = list(dict.fromkeys(spec.keys))
-        tuples = ", ".join(f"({', '.join(_casts(read.schema, _values(read.schema, key)))})" for key in wanted)
-        where = f" WHERE ({sql.columns(read.schema.key)}) IN ({tuples})"
+        where = f" WHERE {_among(session, read, wanted)}"
         payloads = list(self._rows(session, spec, read, where))
         found, records, reading = Records(), Records(), self._reading()
         first = sequence + 1 + len(wanted)
@@ -242,6 +241,20 @@ def _beyond(session: Session, read: _Read, values: Sequence[str]) -> str:
         alternatives.append(f"({equal}{name} OPERATOR({sql.ident(schema)}.{greater}) {cast})")
         equal += f"{name} OPERATOR({sql.ident(schema)}.{same}) {cast} AND "
     return " OR ".join(alternatives)
+
+
+def _among(session: Session, read: _Read, keys: Sequence[bytes]) -> str:
+    """The condition "one of these keys", by the equality of the key's own index: another would take a row for gone that is there."""
+    names, operators = read.schema.key, _operators(session, read)
+    rows = [_casts(read.schema, _values(read.schema, key)) for key in keys]
+    if all(schema == "pg_catalog" for schema, _, _ in operators):
+        listed = ", ".join(f"({', '.join(row)})" for row in rows)
+        return f"({sql.columns(names)}) IN ({listed})"
+    equal = [
+        f"{sql.ident(name)} OPERATOR({sql.ident(schema)}.{same})"
+        for name, (schema, _, same) in zip(names, operators, strict=True)
+    ]
+    return " OR ".join(f"({' AND '.join(map(' '.join, zip(equal, row, strict=True)))})" for row in rows)
 
 
 def _operators(session: Session, read: _Read) -> list[tuple[str, str, str]]:

@@ -101,14 +101,20 @@ def withdraw_statement(name: str, tables: Sequence[TableId]) -> str:
 
 
 def publish(
-    session: Session, publications: Publications, tables: Sequence[Table], insert_only: frozenset[TableId]
+    session: Session,
+    publications: Publications,
+    tables: Sequence[Table],
+    insert_only: frozenset[TableId],
+    *,
+    first: bool = False,
 ) -> None:
-    """Make sure that each table is in the publication where it belongs, and not in the other one if that is ours. Raises
+    """Make sure that each table is in the publication where it belongs, and not in the other one if that is ours. `first`: before
+    the slot is made both publications are, though one be empty, since a slot cannot send by one that is younger. Raises
     CDC-PG-131 with the statement for whoever may execute it."""
     existing = owned(session, publications)
     for name, inserts in ((publications.all, False), (publications.inserts, True)):
         missing = [t.id for t in tables if (t.id in insert_only) == inserts and not (t.inserts if inserts else t.whole)]
-        if not missing and (name in existing or inserts):
+        if not missing and (name in existing or (inserts and not first)):
             continue
         statement = publish_statement(name, missing, inserts=inserts, exists=name in existing)
         if not existing.get(name, True):
@@ -124,6 +130,8 @@ def publish(
         except SqlFailed as error:
             if error.sqlstate != "42501":
                 raise
+            if not missing and existing:  # those are another's, and enough for now
+                continue
             detail = f"the role may not put all of {', '.join(map(str, missing))} into publication {name}"
             raise CdcError("CDC-PG-131", detail, remedy=statement) from None
     for name, inserts in ((publications.all, False), (publications.inserts, True)):

@@ -261,8 +261,9 @@ class PostgresSource:
         if not all(table.placed(id_ in self._insert_only) for id_, table in found.items()):
             slot.publish(control, self._publications, list(found.values()), self._insert_only)
             found = facts.by_name(control, self._publications, wanted)
-            if younger := slot.owned(control, self._publications).keys() - set(self._streamed):
-                raise CdcError("CDC-PG-142", f"{min(younger)} was made after the stream began", where=min(younger))
+        everything, inserts = self._publications
+        if younger := {inserts if id_ in self._insert_only else everything for id_ in wanted} - set(self._streamed):
+            raise CdcError("CDC-PG-142", f"{min(younger)} was made after the stream began", where=min(younger))
         # Transactions that wrote before the publication changed must end before the first chunk (D6). Taking an xid of our own
         # first puts all of them below the snapshot's xmax, where it lists them.
         control.run("SELECT pg_catalog.pg_current_xact_id()")

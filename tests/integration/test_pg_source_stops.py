@@ -15,6 +15,7 @@ import pytest
 from cdc.errors import CdcError, Unavailable
 from cdc.postgres import slot as slots
 from cdc.postgres.source import PostgresSource
+from cdc.table import TableId
 from tests.integration.pg_source import Capture, Registry, brief
 from tests.servers import Database, Server, execute
 
@@ -118,7 +119,7 @@ def test_a_new_epoch_has_a_new_slot(database: Database) -> None:
     assert sorted(database.slots()) == ["cdc_p", "cdc_p_e1"]
     source.open(at, at, 0, 1)
     assert database.slots() == ["cdc_p_e1"]
-    assert source.drop() == ["slot cdc_p_e1", "publication cdc_p"]
+    assert sorted(source.drop()) == ["publication cdc_p", "publication cdc_p_inserts", "slot cdc_p_e1"]
 
 
 def test_two_captures(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +314,44 @@ def test_insert_only_tables(database: Database) -> None:
     database.execute("INSERT INTO t VALUES (1); UPDATE t SET v = 2; DELETE FROM t; INSERT INTO t VALUES (3)")
     capture.until_mark()
     assert brief(capture.events) == [("c", "t", (1,)), ("c", "t", (3,))]
+
+
+def test_an_insert_only_table_that_comes_later_is_streamed(database: Database) -> None:
+    """Its publication is there from the start: the running stream does not know one that is made later, and an older server does
+    not decode what was written before it."""
+    capture = started(database)
+    database.execute("CREATE TABLE e (v int)")
+    capture.options["insert_only"] = [TableId("public", "e")]
+    capture.reopen()
+    database.execute("INSERT INTO t VALUES (2, 2)")
+    capture.facts = capture.source.include(capture.source.tables())
+    capture.filter = type(capture.filter)(frozenset(capture.facts), {}, capture.facts)
+    database.execute("INSERT INTO e VALUES (1)")
+    capture.until_mark()
+    capture.reopen()
+    database.execute("INSERT INTO e VALUES (2)")
+    capture.until_mark()
+    assert brief(capture.events)[-3:] == [("c", "t", (2, 2)), ("c", "e", (1,)), ("c", "e", (2,))]
+
+
+def test_a_publication_that_is_younger_than_the_stream(database: Database) -> None:
+    """Where the role could not make it before, nothing of its tables is taken for captured."""
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE e (v int)")
+    url = database.grant_source(owns_publication=False)
+    made = "WITH (publish = '{}', publish_via_partition_root = true)"
+    execute(
+        database.admin_url,
+        "CREATE PUBLICATION cdc_p FOR TABLE t " + made.format("insert, update, delete, truncate"),
+    )
+    capture = Capture(url, tables=["public.t"]).start()
+    execute(database.admin_url, "CREATE PUBLICATION cdc_p_inserts FOR TABLE e " + made.format("insert, truncate"))
+    late = PostgresSource(url, pipeline="p", register=Registry(), insert_only=[TableId("public", "e")])
+    with closing(late):
+        late._streamed = ["cdc_p"]
+        with pytest.raises(CdcError) as stopped:
+            late.include(late.tables())
+    assert code(stopped) == "CDC-PG-142"
+    capture.source.close()
 
 
 def test_bad_urls(database: Database) -> None:
