@@ -103,7 +103,9 @@ class Chunks:
             older = [xid for xid in spec.facts["waits"] if not snapshot.sees(xid)]
             if older:
                 named = "; ".join(slot.blockers(session, older)) or ", ".join(map(str, older))
-                return Unsettled(f"transactions older than the publication of {spec.table} are open: {named}", only_this=True)
+                return Unsettled(
+                    f"transactions older than the publication of {spec.table} are open: {named}", only_this=True
+                )
         schema, codec = self._relations.chunked(session, table)
         self.last_snapshot = snapshot
         return _Read(table, schema, codec, text)

@@ -143,7 +143,9 @@ def altered(then: Json, now: Json | None) -> str | None:
         old = before.get(number)
         if old is None:
             if column[1] in dropped:
-                return f"column {column[1]} was dropped and added again, and existing rows lost its values without events"
+                return (
+                    f"column {column[1]} was dropped and added again, and existing rows lost its values without events"
+                )
             if column[5]:
                 return f"column {column[1]} was added with a default, which existing rows got without events"
         elif old[1] != column[1]:

@@ -181,7 +181,9 @@ def _publications(session: Session, plan: Plan) -> Iterator[Finding]:
         if name in existing and not existing[name]:
             if not inserts and (reason := slot.incomplete(session, name)):
                 yield error("CDC-PG-135", f"publication {name} belongs to another role and {reason}", name)
-            if moved := [table.id for table in plan.tables if table.whole and table.id in plan.insert_only and not inserts]:
+            if moved := [
+                table.id for table in plan.tables if table.whole and table.id in plan.insert_only and not inserts
+            ]:
                 detail = f"publication {name} belongs to another role and sends more than the inserts of {', '.join(map(str, moved))}"
                 yield error("CDC-PG-131", detail, name, slot.withdraw_statement(name, moved))
             if missing:

@@ -30,9 +30,20 @@ def slot_name(pipeline: str) -> str:
 
 
 def of_epoch(name: str, epoch: int) -> str:
-    """Each epoch has a slot of its own: the old one stays until the new one stands in the log."""
-    suffix = f"_e{epoch}" if epoch else ""
-    return name[: NAME_BYTES - len(suffix)] + suffix
+    """Each epoch has a slot of its own: the old one stays until the new one stands in the log. The epoch comes first, where no
+    other pipeline's default name can have it."""
+    return (f"e{epoch}_{name}" if epoch else name)[:NAME_BYTES]
+
+
+def of_any_epoch(session: Session, name: str) -> list[str]:
+    """The slots that exist under this name, in whatever epoch."""
+    rows = session.run("SELECT slot_name FROM pg_catalog.pg_replication_slots", doing="looking for slots")
+    found = [row[0] for row in rows if row[0]]
+    return sorted(
+        slot
+        for slot in found
+        if slot == name or ((n := re.match(r"e(\d+)_", slot)) and slot == of_epoch(name, int(n[1])))
+    )
 
 
 class Identity(NamedTuple):

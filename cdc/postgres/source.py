@@ -92,10 +92,12 @@ class PostgresSource:
 
     # -------------------------------------------------------------------------------------------------------------- start
     def intent(self, epoch: int) -> Json:
-        name = slot.of_epoch(self._slot_base, epoch)
+        name, control = slot.of_epoch(self._slot_base, epoch), self._controlled()
         # Before the intent is in the log: with it there, a second start would take the slot for one that the first had made.
-        if slot.find(self._controlled(), name):
-            raise _not_in_the_log(name)
+        # A log that knows of no epoch at all was lost whichever epoch the slot is of.
+        found = [name] if slot.find(control, name) else []
+        if found or (epoch == 0 and (found := slot.of_any_epoch(control, self._slot_base))):
+            raise _not_in_the_log(found[0])
         return {"slot": name, "publication": self._publications.all}
 
     def start(self, intent: Json, resume: bool) -> Json:
@@ -325,11 +327,8 @@ class PostgresSource:
         """Remove what capture made at the source: its slots of all epochs, its publications. What was removed, in words."""
         self.close()
         control = self._controlled()
-        rows = control.run(
-            "SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE slot_name ~ $1 AND plugin = 'pgoutput'",
-            [f"^{slot.of_epoch(self._slot_base, 0)}(_e[0-9]+)?$"],
-        )
-        removed = [f"slot {row[0]}" for row in rows if slot.drop(control, row[0] or "")]
+        names = slot.of_any_epoch(control, self._slot_base)
+        removed = [f"slot {name}" for name in names if slot.drop(control, name)]
         for name, ours in slot.owned(control, self._publications).items():
             if ours:
                 control.run(f"DROP PUBLICATION {sql.ident(name)}", doing=f"dropping publication {name}")

@@ -251,7 +251,7 @@ def test_a_slot_that_is_not_where_it_was(scene: Scene, lost: str, killed: str) -
         scene.pipeline.start("capture", killed)
         assert scene.pipeline.wait("capture", 20) == -9
     scene.live()
-    assert scene.source.slots() == ["cdc_bad_e1"]
+    assert scene.source.slots() == ["e1_cdc_bad"]
 
 
 def test_an_idle_transaction_keeps_a_new_table_waiting(scene: Scene) -> None:

@@ -290,7 +290,7 @@ def test_a_lost_slot_is_mended_by_a_new_epoch(pipeline: Pipeline, database: Data
     pipeline.start_all()
     until(lambda: equal(database, target), 30, "the load", alive=pipeline.alive)
     pipeline.cdc("reload", str(pipeline.file), "--new-epoch", "--yes")  # a running capture takes it, too
-    until(lambda: database.slots() == ["cdc_shop_e1"], 20, "the new epoch's slot", alive=pipeline.alive)
+    until(lambda: database.slots() == ["e1_cdc_shop"], 20, "the new epoch's slot", alive=pipeline.alive)
     until(lambda: state(pipeline) == "live", 20, "a live pipeline", alive=pipeline.alive)
     assert pipeline.terminate("capture", 10) == 0
     database.drop_slots()

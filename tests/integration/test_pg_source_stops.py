@@ -116,10 +116,15 @@ def test_a_new_epoch_has_a_new_slot(database: Database) -> None:
     capture.source.close()
     source = capture.make()
     at = source.start(source.intent(1), False)
-    assert sorted(database.slots()) == ["cdc_p", "cdc_p_e1"]
+    assert sorted(database.slots()) == ["cdc_p", "e1_cdc_p"]
     source.open(at, at, 0, 1)
-    assert database.slots() == ["cdc_p_e1"]
-    assert sorted(source.drop()) == ["publication cdc_p", "publication cdc_p_inserts", "slot cdc_p_e1"]
+    assert database.slots() == ["e1_cdc_p"]
+    with pytest.raises(CdcError) as stopped:  # the log of a later epoch was lost: no first start beside its slot
+        source.intent(0)
+    assert code(stopped) == "CDC-PG-121"
+    database.server.execute("SELECT pg_create_logical_replication_slot('cdc_p_e1', 'pgoutput')")  # somebody else's
+    assert sorted(source.drop()) == ["publication cdc_p", "publication cdc_p_inserts", "slot e1_cdc_p"]
+    database.server.execute("SELECT pg_drop_replication_slot('cdc_p_e1')")
 
 
 def test_two_captures(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
