@@ -25,9 +25,18 @@ def run(*, name: str, file: Path, bind: str | None) -> int:
     config.sink(name)
     metrics = SinkMetrics(config.pipeline, name)
     applied = Applied(metrics)
+    opened: list[Log] = []
+
+    def schema(schema_id: int) -> object:
+        return opened[-1].schema(schema_id)
+
+    # One for all attempts: the first takes the bookmark over, the others only look whether it is still theirs (B2). A process that
+    # was asleep while a successor took over would take it back.
+    target = wiring.sink(config, name, schema)
 
     def attempt(should_stop: Callable[[], bool]) -> None:
-        with closing(waiting_log(config)) as log, closing(wiring.sink(config, name, log.schema)) as sink:
+        with closing(waiting_log(config)) as log, closing(target) as sink:
+            opened[:] = [log]
             apply(sink, log, should_stop, observe=applied)
 
     serve(config, f"sink {name}", wiring.address(config, name, bind), metrics, attempt, lambda: applied.measure(config))
