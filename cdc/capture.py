@@ -141,8 +141,8 @@ def resume(source: Source, log: Log, limits: Limits | None, observe: Observe) ->
     tail = Tail(log, state, position, load, observe)
     source.open(position.stream, tail.cut.stream, position.sequence, position.epoch)
     load.select(tables := source.tables())
-    # In a new epoch every table begins here: what the gap hid is behind every chunk that is read from now on.
-    begun = source.include(table for table in tables if table in load.tables) if asked else load.restarted()
+    # In a new epoch no target's table is what the log says of it from here on.
+    begun = {table: load.tables[table].facts for table in tables if table in load.tables} if asked else load.restarted()
     tail.append({}, begun=begun)  # our name stands in the log from here on (A3, R12)
     # A table that has to be loaded anew is not watched from here on: what asked for that would stop us again and again.
     load.take(log.signals(load.signals))

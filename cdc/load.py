@@ -207,13 +207,13 @@ class Load:
                 raise Unavailable("CDC-LOG-121", "the source is opened again, in a new epoch", where=f"request {signal.number}")
             if signal.kind == "reload":
                 wanted = [TableId(*table) for table in signal.details["tables"]]
-                if wanted := [table for table in wanted if table not in self.left]:
+                if wanted := [table for table in wanted if table not in self.left or table in self._asked]:
                     self.want(wanted, signal.number)
                 else:
                     self.signals = signal.number
             elif signal.kind == "reread":
                 table = TableId(*signal.details["table"])
-                if table in self.tables and not self.tables[table].keyless:
+                if table in self.tables and table not in self.left and not self.tables[table].keyless:
                     self.queue |= dict.fromkeys((table, bytes.fromhex(key)) for key in signal.details["keys"])
                 self.signals = signal.number
             else:
@@ -246,6 +246,7 @@ class Load:
         if self.at_cut:
             for request in [request for request in self._requests if request.back]:
                 facts |= request.facts
+                self.left -= request.facts.keys()
                 self.signals = max(self.signals, request.signal)
                 self._requests.remove(request)
         return facts
@@ -260,7 +261,6 @@ class Load:
         if (load := self.loading.pop(table, None)) and load.mark:
             self.awaiting.discard(load.mark)  # nothing of that copy counts any more
         self._forget(table)
-        self.left.discard(table)
         self.tables[table], self.loading[table] = TableState(generation, keyless, facts), Loading()
         self._filter = None
         return Begun(table, generation, keyless)
@@ -356,9 +356,11 @@ class Load:
         return finished
 
     def new_epoch(self, signal: int) -> None:
-        """History was cut: nothing that was in flight counts, and every table is loaded anew (R5, B4)."""
+        """History was cut: nothing that was in flight counts, and every table is loaded anew (R5, B4): as one that had left, so
+        that a crash cannot forget it, and after a mark, since its facts are newer than the start position (C3)."""
         self.loading, self.awaiting, self.repaired, self.queue, self.owed = {}, set(), set(), {}, set()
         self.open, self._restart_now = False, {}
+        self.left |= self.tables.keys()
         self.signals = max(self.signals, signal)
         self._filter = None
 
