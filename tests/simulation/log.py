@@ -81,7 +81,6 @@ class FakeLog:
             commit_ms=draft.commit_ms,
             begun=draft.begun,
             finished=draft.finished,
-            written_ms=self.world.written_ms(),
             facts=draft.facts,
         )
         self.world.check_append(last, checkpoint, batch)
@@ -105,7 +104,7 @@ class FakeLog:
         if at and (at > len(checkpoints) or checkpoints[at - 1][0].mark != after):
             self.world.fail(f"a bookmark {after} that is not in the log")
         while True:
-            if at == len(checkpoints):
+            if at == len(checkpoints) or self.world.chance(self.world.odds_slow):
                 yield None
                 continue
             checkpoint, batch = checkpoints[at]

@@ -472,6 +472,49 @@ def announced_reloads_are_not_watched() -> Patches:
     return [off(Load, "take", take), often(silents=0.1)]
 
 
+@mutant
+def new_epoch_begins_after_a_mark() -> Patches:
+    """C3: in a new epoch too, tables are loaded after a mark that is later than what was said of them."""
+
+    def new_epoch(load: Load, signal: int) -> None:
+        left = set(load.left)
+        real(load, signal)
+        load.left = left
+
+    def resume(source: Any, log: Any, *rest: Any) -> Any:
+        start = source.start
+        known = log.storage.tables
+        source.start = lambda *args: (start(*args), known.update(described(source, known)))[0]
+        return real_resume(source, log, *rest)
+
+    def described(source: Any, known: Any) -> Any:
+        source._called("include")
+        return {table: state._replace(facts=source._facts(table)) for table, state in known.items()}
+
+    real, real_resume = Load.new_epoch, capture.resume
+    often_cut = often(**{"new epoch": 0.004}, silents=0.3, busy=4)
+    return [off(Load, "new_epoch", new_epoch), off(capture, "resume", resume), often_cut]
+
+
+@mutant
+def nothing_is_read_of_what_left() -> Patches:
+    """A key of a table that is not captured is not read again: its later events would be missing."""
+
+    def take(load: Load, signals: Any) -> None:
+        left, load.left = load.left, Sieve(load.left)
+        try:
+            real(load, signals)
+        finally:
+            load.left = left
+
+    class Sieve(set[Any]):
+        def __contains__(self, table: object) -> bool:
+            return False
+
+    real = Load.take
+    return [off(Load, "take", take), often(select=0.01, request=0.05, reloads=0)]
+
+
 def killed_by(name: str, seeds: range, steps: int = 40) -> tuple[int, str] | None:
     """The first seed that notices the missing rule, and how."""
     with without(name):

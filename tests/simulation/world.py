@@ -27,7 +27,6 @@ from tests.simulation.source import FOREIGN, REWRITTEN, FakeSource
 from tests.simulation.target import Content, FakeSink, Target
 
 Json = Any
-NOW, LONG_AGO = 1 << 60, 0
 
 
 class Violation(AssertionError):
@@ -85,7 +84,7 @@ class World:
                 setattr(self if hasattr(self, name) else self.db, name, value)
         self.odds_any = sum(self.odds.values())
         self.odds_lost, self.odds_commit_lost = rng.choice((0, 0.002, 0.01)), rng.choice((0, 0.03))
-        self.behind = rng.choice((0, 0, 0.5))
+        self.odds_slow = rng.choice((0, 0.2, 0.7))  # that a reader is told that there is nothing new, though there is
         self.limits = Limits(
             rng.choice((1, 2, 4)),
             1 << 20,
@@ -102,9 +101,6 @@ class World:
 
     def new_id(self) -> str:
         return f"id {self.db.new()}"
-
-    def written_ms(self) -> int:
-        return LONG_AGO if self.behind and self.rng.random() < self.behind else NOW
 
     def fail(self, text: str) -> NoReturn:
         raise Violation(text)
@@ -230,7 +226,7 @@ class World:
     # --------------------------------------------------------------------------------------------------------------- finish
     def finish(self) -> None:
         self.say("no more faults")
-        self.chaos, self.behind, self.selected = False, 0, list(TABLES)
+        self.chaos, self.selected = False, list(TABLES)
         self.db.settle()
         self.settle()
         table, keys = self.rng.choice(KEYED), self.rng.sample(range(KEYS), 2)
