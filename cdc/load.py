@@ -204,7 +204,9 @@ class Load:
             if any(request.signal for request in self._requests):
                 break
             if signal.kind == "new-epoch":
-                raise Unavailable("CDC-LOG-121", "the source is opened again, in a new epoch", where=f"request {signal.number}")
+                raise Unavailable(
+                    "CDC-LOG-121", "the source is opened again, in a new epoch", where=f"request {signal.number}"
+                )
             if signal.kind == "reload":
                 wanted = [TableId(*table) for table in signal.details["tables"]]
                 if wanted := [table for table in wanted if table not in self.left or table in self._asked]:
