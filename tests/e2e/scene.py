@@ -163,11 +163,10 @@ class Scene:
         return dict(matching[0])
 
     def follow(self, remedy: str) -> None:
-        """Do literally what a remedy says: the first command of ours in it, for this pipeline and its sink."""
-        found = re.search(r"cdc ((?:reload|drop)(?: --new-epoch| --sink NAME| [\w.\"]+[\w\"])?)", remedy)
+        """Do literally what a remedy says: the first command of ours in it, which names the pipeline file; NAME is the sink."""
+        found = re.search(r"\bcdc ((?:reload|drop) \S+\.yaml(?: --new-epoch| --sink NAME| [\w.\"]+[\w\"])?)", remedy)
         assert found, remedy
-        words = found[1].replace("NAME", "main").split()
-        self.pipeline.cdc(*words, "--config", str(self.pipeline.file), "--yes")
+        self.pipeline.cdc(*found[1].replace("NAME", "main").split(), "--yes")
 
     def problem(self, *words: str, timeout_s: float = 15.0) -> str:
         """`cdc status` ends with 4 and has a problem with all of these words."""

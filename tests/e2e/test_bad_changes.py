@@ -88,7 +88,7 @@ def test_a_change_without_events(make: Make, change: str) -> None:
     scene.live()
     scene.source.execute(RELOADED[change])
     stopped = scene.stops("capture", "CDC-PG-160", "public.t")
-    assert stopped.remedy == "cdc reload public.t"
+    assert stopped.remedy == f"cdc reload {scene.pipeline.file} public.t"
     scene.source.execute("UPDATE t SET id = -id WHERE id < 4")
     scene.follow(stopped.remedy)
     if change in ("renamed column", "made again"):
