@@ -1,6 +1,6 @@
-"""Micro-benchmark of capture's codec: µs per row of the 10-column table, and the same as a ratio to fastavro's bare row.
+"""Micro-benchmark of the codecs: µs per row of the 10-column table, and the same as a ratio to fastavro's bare row.
 
-    python benchmarks/codec.py [rows]
+    python -m benchmarks.codec [rows]
 
 Each figure is the best of several passes over the same rows, measured in turn, so that a busy machine slows all alike.
 """
@@ -12,7 +12,8 @@ import io
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import fastavro
 
@@ -21,6 +22,7 @@ from cdc.postgres.codec import compile_chunk, compile_stream
 from cdc.postgres.envelope import Origin
 from cdc.records import Records
 from cdc.table import Column, LogicalType, TableId, TableSchema
+from sinks.postgres.codec import compile_rows
 
 PASSES, LSN = 7, 0x16_B374_8D38
 COLUMNS = [
@@ -38,6 +40,7 @@ COLUMNS = [
 SCHEMA = TableSchema(TableId("public", "bench"), tuple(Column(*column) for column in COLUMNS), ("id",))
 EPOCH_US = 946_684_800_000_000
 NOW_US = 1_795_446_000_123_456
+Fields = tuple[list[bytes], list[bytes], dict[str, object]]
 
 
 def numeric(cents: int) -> bytes:
@@ -52,7 +55,7 @@ def numeric(cents: int) -> bytes:
     return struct.pack(f">HhHH{len(digits)}H", len(digits), weight if digits else 0, 0, 2, *digits)
 
 
-def fields(i: int) -> tuple[list[bytes], list[bytes], dict[str, object]]:
+def fields(i: int) -> Fields:
     """Row i of the bench table in binary, in text, and as fastavro takes it."""
     us = NOW_US - i * 1_000_000
     day = 7305 + i % 1000  # 2020-01-01 and on
@@ -96,50 +99,35 @@ def message(items: list[bytes], kind: bytes) -> bytes:
 
 
 def best(passes: dict[str, Callable[[], None]], rows: int) -> dict[str, float]:
-    """µs per row; garbage collection off, as capture itself has it within a run."""
+    """µs per row, the least of some passes; garbage collection off."""
     found: dict[str, float] = {}
     gc.disable()
     for _ in range(PASSES):
         for name, run in passes.items():
-            begun = time.perf_counter()
+            begun = time.process_time()
             run()
-            found[name] = min(found.get(name, 1e9), (time.perf_counter() - begun) / rows * 1e6)
+            found[name] = min(found.get(name, 1e9), (time.process_time() - begun) / rows * 1e6)
             gc.collect()
     gc.enable()
     return found
 
 
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
-    made = [fields(i) for i in range(500_000, 500_000 + count)]
-    origin = Origin("bench", "bench", 1, "0")
-    origin.clock(NOW_US)
-    transaction, reading = origin.transaction(12_345, NOW_US), origin.reading(NOW_US)
-    passes: dict[str, Callable[[], None]] = {}
+class Pass(NamedTuple):
+    """One way over some rows."""
 
-    def stream(name: str, column: int, kind: bytes) -> None:
-        messages = [message(row[column], kind) for row in made]
-        codec = compile_stream(SCHEMA, 1, 2, identity_full=False, binary=kind == b"b")
+    run: Callable[[], None]
+    rows: int
 
-        def run() -> None:
-            codec.begin(transaction, Records())
-            insert, lsn, sequence = codec.insert, LSN, 1_000_000
-            for item in messages:
-                sequence += 1
-                lsn += 200
-                insert(item, sequence, lsn)
 
-        passes[name] = run
-
-    payloads = [message(row[0], b"") for row in made]
-    chunk = compile_chunk(SCHEMA, 1, 2)
+def bare_writer(made: Sequence[Fields]) -> Pass:
+    """`fastavro.schemaless_writer` of the row alone, without an envelope."""
     schema = fastavro.parse_schema(schemas_of("bench", SCHEMA, "postgresql").value["fields"][3]["type"][1])
     for field in schema["fields"]:  # raw wire values, as the codec's
         branch = field["type"][-1] if isinstance(field["type"], list) else field["type"]
         if isinstance(branch, dict):
             branch.pop("logicalType", None)
 
-    def bare() -> None:
+    def run() -> None:
         write, buffer = fastavro.schemaless_writer, io.BytesIO()
         for _, _, row in made:
             buffer.seek(0)
@@ -147,11 +135,71 @@ def main() -> None:
             write(buffer, schema, row)
             buffer.getvalue()
 
-    stream("stream, binary", 0, b"b")
-    stream("stream, text", 1, b"t")
-    passes["chunk"] = lambda: void(chunk.encode(payloads, 1_000_000, LSN, reading, Records()))
-    passes["fastavro, bare row"] = bare
-    found = best(passes, count)
+    return Pass(run, len(made))
+
+
+def stream(made: Sequence[Fields], *, binary: bool = True) -> Pass:
+    """Inserts of the rows, as messages of the stream, each with an LSN of its own."""
+    messages = [message(row[0], b"b") if binary else message(row[1], b"t") for row in made]
+    codec = compile_stream(SCHEMA, 1, 2, identity_full=False, binary=binary)
+    transaction = origin().transaction(12_345, NOW_US)
+
+    def run() -> None:
+        codec.begin(transaction, Records())
+        insert, lsn, sequence = codec.insert, LSN, 1_000_000
+        for item in messages:
+            sequence += 1
+            lsn += 200
+            insert(item, sequence, lsn)
+
+    return Pass(run, len(made))
+
+
+def chunk(made: Sequence[Fields]) -> Pass:
+    """The rows as a load reads them."""
+    payloads, codec = [message(row[0], b"") for row in made], compile_chunk(SCHEMA, 1, 2)
+    reading = origin().reading(NOW_US)
+    return Pass(lambda: void(codec.encode(payloads, 1_000_000, LSN, reading, Records())), len(made))
+
+
+def streamed(made: Sequence[Fields]) -> Records:
+    """What the stream's codec makes of the rows."""
+    records, codec = Records(), compile_stream(SCHEMA, 1, 2, identity_full=False, binary=True)
+    codec.begin(origin().transaction(12_345, NOW_US), records)
+    for number, row in enumerate(made):
+        codec.insert(message(row[0], b"b"), 1_000_000 + number, LSN + number * 200)
+    return records
+
+
+def lines(made: Sequence[Fields]) -> Pass:
+    """A sink's way from streamed values to COPY lines."""
+    values, schema = streamed(made).values, schemas_of("bench", SCHEMA, "postgresql").value
+    decode = compile_rows(SCHEMA, schema, 2)
+
+    def run() -> None:
+        for at in range(0, len(values), 2000):
+            decode(values[at : at + 2000])
+
+    return Pass(run, len(made))
+
+
+def origin() -> Origin:
+    found = Origin("bench", "bench", 1, "0")
+    found.clock(NOW_US)
+    return found
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
+    made = [fields(i) for i in range(500_000, 500_000 + count)]
+    passes = {
+        "stream, binary": stream(made),
+        "stream, text": stream(made, binary=False),
+        "chunk": chunk(made),
+        "sink, to COPY lines": lines(made),
+        "fastavro, bare row": bare_writer(made),
+    }
+    found = best({name: one.run for name, one in passes.items()}, count)
     for name, us in found.items():
         print(f"{name:20} {us:6.2f} µs/row   {us / found['fastavro, bare row']:5.2f} x fastavro")
 

@@ -1,0 +1,45 @@
+"""`python -m benchmarks`: every cell on real servers, as ratios to the machine's own limits, in under eight minutes.
+
+    python -m benchmarks [--only CELL]… [--rows N] [--full] [--json]
+
+Exit code 1 when a goal is missed. `--json` prints one line for each figure. `--full` adds transactions and loads of a million rows.
+Single parts: `python -m benchmarks.codec`, `benchmarks.embedded_log`, `benchmarks.sink_merge`, `benchmarks.stages`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.pipeline import CELLS
+from benchmarks.rig import Rig
+from cdc.demo.binaries import server_user
+from cdc.demo.postgres import base_folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", action="append", choices=CELLS, metavar="CELL", help=", ".join(CELLS))
+    parser.add_argument("--rows", type=int, default=300_000, help="rows of a backlog or load, per round")
+    parser.add_argument("--full", action="store_true", help="a million rows where size is the question")
+    parser.add_argument("--json", action="store_true", help="one line of JSON for each figure")
+    args = parser.parse_args()
+    missed = 0
+    with tempfile.TemporaryDirectory(dir=base_folder(server_user())) as folder, Rig(Path(folder)) as rig:
+        for name in args.only or CELLS:
+            began = time.monotonic()
+            figures = CELLS[name](rig, args)
+            missed += sum(figure.held is False for figure in figures)
+            if not args.json:
+                print(f"{name}  ({time.monotonic() - began:.0f} s)")
+            for figure in figures:
+                print(json.dumps(figure.to_json()) if args.json else figure, flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
