@@ -140,6 +140,7 @@ class Writer:
         """See `Log.append`. What is wrong with the batch itself is raised before anything is written."""
         frames = self._frames(batch)
         self._check_room(sum(len(frame.body) for _, frame in frames))
+        self._check_current()
         with self._changing():
             if self._segment.size_bytes() >= self._limits.segment and self._chain.mark.number >= self._first:
                 self._roll()
@@ -152,6 +153,7 @@ class Writer:
             placed = [(table_text(table), checkpoint.spans[table].begin, frame) for table, frame in frames]
             with self._segment.transaction(self._id):
                 self._segment.add(checkpoint, self._next_frame, placed, chain.changes(checkpoint))
+            self._check_current()
             self._next_frame += len(frames)
             chain.follow(checkpoint)
             self._fresh = False
@@ -178,6 +180,12 @@ class Writer:
                 detail = f"a record {named} has {error.size_bytes} bytes; {self._limits.record} are allowed"
                 raise CdcError("CDC-LOG-401", detail, where=str(table)) from error
         return frames
+
+    def _check_current(self) -> None:
+        """A file that has lost its name, to a copy of the folder for one, goes on taking writes that nobody will ever read."""
+        if not self._segment.is_current():
+            detail = "the segment that is being written has left the folder"
+            raise CdcError("CDC-LOG-109", detail, where=str(self._segment.path))
 
     def _check_room(self, size_bytes: int) -> None:
         free_bytes = self._folder.free_bytes()

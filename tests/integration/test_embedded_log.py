@@ -510,6 +510,16 @@ def test_a_folder_that_is_removed_under_a_writer_is_noticed(full: Path) -> None:
         assert code_of(lambda: log.append({A: rows(1)}, draft())) == "CDC-LOG-109"
 
 
+def test_a_folder_that_is_replaced_under_a_writer_is_noticed(full: Path) -> None:
+    """SQLite goes on writing to a file that has lost its name; the capture would tell the source to forget what is in it."""
+    with opened(full) as log:
+        log.open_writer()
+        log.append({A: rows(1)}, draft())
+        full.rename(full.with_name("moved"))
+        shutil.copytree(full.with_name("moved"), full)
+        assert code_of(lambda: log.append({A: rows(1)}, draft())) == "CDC-LOG-109"
+
+
 def test_the_magic_is_in_the_file(full: Path) -> None:
     for path in full.rglob("*.sqlite"):
         assert path.read_bytes()[68:72] == MAGIC.to_bytes(4, "big")
