@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cdc.children import Line, Role
 from cdc.commands import check, drop, live, wiring
-from cdc.commands.picture import LIVE, Picture
+from cdc.commands.picture import LEFT, LIVE, Picture
 from cdc.commands.run import Speakers, supervised
 from cdc.commands.tail import printable
 from cdc.config import Config
@@ -107,7 +107,14 @@ class End:
             if now.done >= self._head and now.log["cut"]:
                 self._checkpoint = now.log["last"]
         else:
-            self._reached = all((sink.checkpoint or -1) >= self._checkpoint for sink in now.sinks)
+            # A table that the target had to leave alone meanwhile is loaded anew before the end.
+            mine = [table for table in now.tables if table.table in self._tables and table.state != LEFT]
+            loaded = all(table.state == LIVE for table in mine)
+            self._reached = loaded and all(
+                (sink.checkpoint or -1) >= self._checkpoint
+                and all(sink.tables.get(table.table, LIVE) == LIVE for table in mine)
+                for sink in now.sinks
+            )
 
     def summary(self) -> str:
         """What was copied."""

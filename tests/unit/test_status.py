@@ -149,6 +149,27 @@ def test_a_copy_ends_when_the_target_has_what_the_source_had_after_the_loads() -
     assert end.summary() == "1 table, 12 rows and changes"
 
 
+def test_a_copy_does_not_end_before_a_table_that_the_target_left_alone_is_loaded_anew() -> None:
+    end = End(follow=False)
+    live_table, loading_table = TableView("t", "live", 1, None, 2, 12), TableView("t", "loading", 2, 1, 2, 12)
+    for now in (
+        *[shown_picture(live_table, head=100, done=100, last=5, at=5)] * 2,
+        with_state(shown_picture(live_table, head=100, done=100, last=5, at=5), "suspended"),
+        with_state(shown_picture(loading_table, head=100, done=100, last=6, at=5), "suspended"),
+        with_state(shown_picture(loading_table, head=100, done=100, last=7, at=6), "loading"),
+        with_state(shown_picture(live_table, head=100, done=100, last=8, at=7), "loading"),
+    ):
+        end.see(now)
+        assert not end.reached()
+    end.see(with_state(shown_picture(live_table, head=100, done=100, last=8, at=8), "live"))
+    assert end.reached()
+
+
+def with_state(now: Picture, state: str) -> Picture:
+    """The picture with this state of the table in the target."""
+    return replace(now, sinks=tuple(replace(sink, tables={"t": state}) for sink in now.sinks))
+
+
 def test_a_copy_that_follows_never_ends() -> None:
     end = End(follow=True)
     for _ in range(5):
