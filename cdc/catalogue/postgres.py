@@ -6,8 +6,10 @@
 
 from cdc.errors import EXIT_CONFIG, EXIT_UNAVAILABLE, Entry
 
-_NEW_EPOCH = "Find out what happened to the source. Then `cdc reload --new-epoch` starts a new history and reloads every table; \
+_NEW_EPOCH = (
+    "Find out what happened to the source. Then `cdc reload --new-epoch` starts a new history and reloads every table; \
 the targets stay as they are meanwhile."
+)
 _RELOAD = "cdc reload TABLE"
 
 ENTRIES: dict[str, Entry] = {

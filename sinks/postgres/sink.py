@@ -83,7 +83,9 @@ class PostgresSink:
 
     def suspended(self) -> list[TableId]:
         """See Sink."""
-        found = [t for t, row in self._rows.items() if row.state == "suspended" and self.wants(t) and t not in self._asked]
+        found = [
+            t for t, row in self._rows.items() if row.state == "suspended" and self.wants(t) and t not in self._asked
+        ]
         self._asked.update(found)
         return found
 

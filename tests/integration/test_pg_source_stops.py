@@ -217,7 +217,8 @@ def test_a_publication_by_schema_that_was_off_for_a_while_stops(database: Databa
     database.execute("CREATE TABLE t (id int PRIMARY KEY, v int)")
     url = database.grant_source(owns_publication=False)
     execute(
-        database.admin_url, "CREATE PUBLICATION cdc_p FOR TABLES IN SCHEMA public WITH (publish_via_partition_root = true)"
+        database.admin_url,
+        "CREATE PUBLICATION cdc_p FOR TABLES IN SCHEMA public WITH (publish_via_partition_root = true)",
     )
     capture = Capture(url, tables=["public.*"]).start()
     execute(database.admin_url, "ALTER PUBLICATION cdc_p DROP TABLES IN SCHEMA public")
