@@ -26,7 +26,7 @@ check: $(STAMP) ## format, lint, types, unit tests and simulation (< 1 min, no s
 	$(PYTEST) tests/unit tests/simulation -m "not slow"
 
 test: $(STAMP) ## everything that CI runs: real Postgres servers, kills for a minute, each failpoint (<= 25 min)
-	$(PYTEST)
+	$(PYTEST) -n 2 --dist worksteal
 
 test-full: $(STAMP) ## the full counts of kills and failpoints, written to docs/verification.md (hours)
 	PENSTOCK_FULL=1 $(PYTEST) --timeout 14400
