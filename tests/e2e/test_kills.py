@@ -28,9 +28,9 @@ LOADS = ("capture.chunk_read", "capture.marked")
 
 
 def states(pipeline: Pipeline) -> list[str]:
-    """The state of each table that the log knows."""
+    """The state of each table that the log knows: one whose load has begun there, which is its first generation at least."""
     result = pipeline.status()["result"]
-    return [table["state"] for table in result["tables"]] if result else []
+    return [table["state"] for table in result["tables"] if table["generation"]] if result else []
 
 
 def killed_at_the_intent(pipeline: Pipeline, hits: Counter[str]) -> None:
