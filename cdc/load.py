@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cdc.avro import HEADER_BYTES
 from cdc.errors import Unavailable
 from cdc.log import Begun, Signal, TableState
 from cdc.source import Chunk, ChunkSpec, Filter, Move, Piece, Run, dropped
@@ -147,9 +148,12 @@ class Load:
 
     def _must_reread(self, move: Move) -> bool:
         """C4: is the new row to be read anew, since what it keeps of the old one may not be in the target?"""
-        old, new = (move.table, move.old), (move.table, move.new)
-        loading = move.table in self.loading
-        if not loading and old not in self.repaired and old not in self.owed:
+        new, loading = (move.table, move.new), move.table in self.loading
+        if (
+            not loading
+            and not _holds(self.repaired, move.table, move.old)
+            and not _holds(self.owed, move.table, move.old)
+        ):
             return False
         self.queue[new] = None
         if not loading:
@@ -375,6 +379,11 @@ def _loading(data: Json) -> Loading:
 def _loading_json(load: Loading) -> Json:
     data: dict[str, Json] = {"after": load.after and load.after.hex(), "read": load.read, "rows": load.rows}
     return data if load.mark is None else data | {"snapshot": load.snapshot, "mark": load.mark}
+
+
+def _holds(keys: Iterable[Key], table: TableId, key: bytes) -> bool:
+    """Is the key among them, under whatever schema id it was written?"""
+    return any(other == table and held[HEADER_BYTES:] == key[HEADER_BYTES:] for other, held in keys)
 
 
 def _keys(data: Iterable[Json]) -> Iterator[Key]:
