@@ -43,11 +43,12 @@ def run(*, as_json: bool, file: Path, tables: Sequence[str], count: int, follow:
     """Raises CDC-LOG-101 when there is no log yet, CDC-RUN-301 for a table that it does not hold."""
     config = load(file)
     with Surveyor(wiring.log_path(config)) as surveyor:
-        survey = surveyor.survey()
-        wanted = chosen(tables, survey.tables)
+        wanted = chosen(tables, surveyor.survey().tables)
         after = surveyor.mark_before_events(count, wanted)
+        # Only now, since a capture goes on writing: nothing is shown when the mark lies behind the last checkpoint.
+        newest = surveyor.last()
     show = json_line if as_json else text_line
-    last = survey.last.number if survey.last else -1
+    last = newest.number if newest else -1
     with Stop().on_signals() as stop, closing(wiring.open_log(config)) as log:
         recent: deque[Item] = deque(maxlen=count)
         with closing(log.read(after, wanted, IDLE_S)) as items:

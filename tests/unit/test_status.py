@@ -282,6 +282,26 @@ def test_a_survey_beside_the_writer(writer: Writer, tmp_path: Path) -> None:
     assert len(list((tmp_path / "log" / "segments").glob("*.sqlite"))) > 2
 
 
+def test_tail_beside_a_writer(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(3):
+        writer.event()
+    file = tmp_path / "shop.yaml"
+    file.write_text(
+        f"pipeline: orders-key\nsource: postgresql://db/shop\nlog: {tmp_path / 'log'}\nsinks: {{w: postgresql://db/w}}\n"
+    )
+    marked = Surveyor.mark_before_events
+
+    def late(self: Surveyor, count: int, wanted: Any) -> Mark:
+        writer.event()
+        return marked(self, count, wanted)
+
+    monkeypatch.setattr(Surveyor, "mark_before_events", late)
+    assert tail.run(as_json=False, file=file, tables=(), count=1, follow=False) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_retention_waits_for_a_sink_that_is_yet_to_start(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "log", segment_bytes=100_000, retention="applied")
     with closing(writer.log) as log:
