@@ -52,13 +52,14 @@ def run(
     speak_of(file)
     again = wiring.log_path(config).exists()
     say(_plan(config, file, again=again, follow=follow))
-    if dry_run:
-        return EXIT_OK
-    errors = [finding for finding in check.findings(config) if finding.severity == "error"]
-    for finding in errors:
+    found = check.findings(config)
+    for finding in found:
         say(finding_text(finding))
+    errors = [finding for finding in found if finding.severity == "error"]
     if errors:
         return entry(errors[0].code).exit_code
+    if dry_run:
+        return EXIT_OK
     _write(config, file)
     began, end = time.monotonic(), End(follow=follow)
     with progress(config, end) as speakers:
@@ -127,7 +128,7 @@ class End:
 def progress(config: Config, end: End) -> Iterator[Speakers]:
     """Bars on a terminal, else a line per table now and then. Of the services' lines only those that matter are shown."""
     if sys.stderr.isatty():
-        with live.status(config, lambda now, _rates: end.see(now)) as show:
+        with live.status(config, lambda now, _rates: end.see(now), until=end.reached) as show:
             yield _speakers(show)
         return
     said_s = 0.0
@@ -175,6 +176,8 @@ def lines(now: Picture, rates: live.Rates) -> list[str]:
         for sink in now.sinks
         if sink.lag_checkpoints
     ]
+    if now.log.get("last") is None:
+        return [*said, now.state]
     return [*said, f"{now.state}; the target is behind by {behind[0] if behind else 'nothing'}"]
 
 
@@ -191,9 +194,10 @@ def _roles(file: Path) -> list[Role]:
 
 def _plan(config: Config, file: Path, *, again: bool, follow: bool) -> str:
     found = "goes on where it was" if again else "is new"
+    tables = f"tables: {config.tables}" if config.tables.patterns else "all tables"
     return "\n".join(
         [
-            f"{config.pipeline}: {config.source.url.location} → {_target(config).location}, tables: {config.tables}",
+            f"{config.pipeline}: {config.source.url.location} → {_target(config).location}, {tables}",
             f"    the pipeline {found}: {file}, with its log in {wiring.log_path(config)}",
             "    it follows until it is stopped"
             if follow

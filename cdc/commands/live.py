@@ -200,15 +200,19 @@ class Watcher:
 
 @contextmanager
 def status(
-    config: Config, also: Callable[[Picture, Rates], None] = lambda _now, _rates: None
+    config: Config,
+    also: Callable[[Picture, Rates], None] = lambda _now, _rates: None,
+    until: Callable[[], bool] = lambda: False,
 ) -> Iterator[Callable[[str], None]]:
-    """The live view on stderr; what is given to the yielded function is printed above it. `also` sees each picture."""
+    """The live view on stderr; what is given to the yielded function is printed above it. `also` sees each picture;
+    when `until` is true the last one stays."""
     screen = console(stderr=True)
     settings = {"refresh_per_second": 4, "redirect_stdout": False, "redirect_stderr": False}
     with Live(Text("starting"), console=screen, **settings) as shown:  # type: ignore[arg-type]
 
         def show(now: Picture, rates: Rates) -> None:
-            shown.update(view(now, rates))
+            if not until():
+                shown.update(view(now, rates))
             also(now, rates)
 
         with Watcher(config, show):
