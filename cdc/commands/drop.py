@@ -43,7 +43,9 @@ def plan(config: Config, source: bool, names: Sequence[str]) -> list[str]:
         lines.append(
             f"at the source {config.source.url.location}: the slot {config.source.slot} with those of later epochs"
         )
-        lines.append(f"at the source: the publication {config.source.publication}, if it is the pipeline's own")
+        lines.append(
+            f"at the source: the publication {config.source.publication} and its _inserts, if they are the pipeline's own"
+        )
     lines += [
         f"at the target of sink {name}, {config.sinks[name].url.location}: its rows in the schema _cdc; tables and rows stay"
         for name in names
