@@ -145,7 +145,8 @@ owners, or an administrator makes the publication.",
     "CDC-PG-132": Entry(
         "no replica identity",
         "Published without a replica identity, the application's own UPDATE and DELETE on this table would fail.",
-        "ALTER TABLE … REPLICA IDENTITY FULL, add a primary key, or `rules: {schema.table: {insert_only: true}}` in the pipeline file.",
+        "Add a primary key; or ALTER TABLE … REPLICA IDENTITY USING INDEX, with a unique index on NOT NULL columns, or FULL; or set \
+`rules: {schema.table: {insert_only: true}}` in the pipeline file.",
     ),
     "CDC-PG-133": Entry(
         "row security hides rows",

@@ -36,8 +36,9 @@ def run(*, as_json: bool, file: Path, grants: bool) -> int:
     for finding in found:
         say(finding_text(finding), sys.stdout)
     errors = sum(finding.severity == "error" for finding in found)
-    mark = "✗" if failed else "✓"
-    say(f"{mark} {config.pipeline}: {errors} errors, {len(found) - errors} warnings", sys.stdout)
+    mark, counts = "✗" if failed else "✓", {"error": errors, "warning": len(found) - errors}
+    counted = ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items())
+    say(f"{mark} {config.pipeline}: {counted}", sys.stdout)
     return EXIT_FINDINGS if failed else EXIT_OK
 
 
