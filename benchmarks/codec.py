@@ -25,6 +25,7 @@ from cdc.table import Column, LogicalType, TableId, TableSchema
 from sinks.postgres.codec import compile_rows
 
 PASSES, LSN = 7, 0x16_B374_8D38
+TOGETHER = 60  # rows of one kind that a stream's reader has in hand at once
 COLUMNS = [
     ("id", LogicalType("int64"), "bigint"),
     ("a", LogicalType("int32"), "integer"),
@@ -92,10 +93,10 @@ def fields(i: int) -> Fields:
     return binary, [*(item.encode() for item in texts), text, json], row
 
 
-def message(items: list[bytes], kind: bytes) -> bytes:
+def message(items: list[bytes], kind: bytes, number: int = 0) -> bytes:
     body = b"".join(kind + len(item).to_bytes(4, "big") + item for item in items)
-    head = b"I\x00\x00\x40\x00N" if kind else b""
-    return (bytes(25) if kind else b"") + head + len(items).to_bytes(2, "big") + body
+    head = b"w" + (LSN + 200 * number).to_bytes(8, "big") + bytes(16) + b"I\x00\x00\x40\x00N" if kind else b""
+    return head + len(items).to_bytes(2, "big") + body
 
 
 def best(passes: dict[str, Callable[[], None]], rows: int) -> dict[str, float]:
@@ -140,17 +141,14 @@ def bare_writer(made: Sequence[Fields]) -> Pass:
 
 def stream(made: Sequence[Fields], *, binary: bool = True) -> Pass:
     """Inserts of the rows, as messages of the stream, each with an LSN of its own."""
-    messages = [message(row[0], b"b") if binary else message(row[1], b"t") for row in made]
+    messages = [message(row[not binary], b"b" if binary else b"t", number) for number, row in enumerate(made)]
     codec = compile_stream(SCHEMA, 1, 2, identity_full=False, binary=binary)
     transaction = origin().transaction(12_345, NOW_US)
 
     def run() -> None:
-        codec.begin(transaction, Records())
-        insert, lsn, sequence = codec.insert, LSN, 1_000_000
-        for item in messages:
-            sequence += 1
-            lsn += 200
-            insert(item, sequence, lsn)
+        codec.begin(transaction, Records(), [])
+        for at in range(0, len(messages), TOGETHER):
+            codec.insert(messages[at : at + TOGETHER], 1_000_000 + at)
 
     return Pass(run, len(made))
 
@@ -165,9 +163,8 @@ def chunk(made: Sequence[Fields]) -> Pass:
 def streamed(made: Sequence[Fields]) -> Records:
     """What the stream's codec makes of the rows."""
     records, codec = Records(), compile_stream(SCHEMA, 1, 2, identity_full=False, binary=True)
-    codec.begin(origin().transaction(12_345, NOW_US), records)
-    for number, row in enumerate(made):
-        codec.insert(message(row[0], b"b"), 1_000_000 + number, LSN + number * 200)
+    codec.begin(origin().transaction(12_345, NOW_US), records, [])
+    codec.insert([message(row[0], b"b", number) for number, row in enumerate(made)], 1_000_000)
     return records
 
 

@@ -36,7 +36,6 @@ KEY_ID, VALUE_ID, XID, COMMIT_US, NOW_US, LSN = (
 )
 EPOCH_US = 946_684_800_000_000
 DAY_US = 86_400_000_000
-HEADER = bytes(25)
 
 Value = Any
 NULL, UNCHANGED = None, type("Unchanged", (), {"__repr__": lambda self: "UNCHANGED"})()
@@ -170,8 +169,8 @@ def tuple_bytes(schema: TableSchema, row: list[Value], wire: str) -> bytes:
     return b"".join(out)
 
 
-def message(kind: bytes, *tuples: bytes) -> bytes:
-    return HEADER + kind + (16_384).to_bytes(4, "big") + b"".join(tuples)
+def message(kind: bytes, *tuples: bytes, lsn: int = LSN) -> bytes:
+    return b"w" + lsn.to_bytes(8, "big") + bytes(16) + kind + (16_384).to_bytes(4, "big") + b"".join(tuples)
 
 
 # ---------------------------------------------------------------------------------------------------------- strategies
@@ -301,6 +300,7 @@ def expected(
     before: list[Value] | None,
     after: list[Value] | None,
     moved: bytes | None = None,
+    lsn: int = LSN,
 ) -> bytes:
     missing = [c.name for c, value in zip(schema.columns, after or [], strict=False) if value is UNCHANGED]
     event = {
@@ -309,7 +309,7 @@ def expected(
         "moved": moved,
         "before": datum(schema, before),
         "after": datum(schema, after),
-        "source": source(schema, sequence, op == "r"),
+        "source": source(schema, sequence, op == "r") | {"lsn": lsn},
         "transaction": None,
         "ts_ms": NOW_US // 1000,
         "ts_us": NOW_US,

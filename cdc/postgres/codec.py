@@ -4,25 +4,25 @@ The same row gives the same bytes whether it came through the stream, binary or 
 UNCHANGED and "not sent" stay three things (rule R6). Input that is not exactly a row of the schema raises CDC-PG-151 with the
 table and the LSN, never a value; nothing is appended then.
 
-    insert, update(frame, sequence, lsn)   generated; one call per message, no object per row
-    delete, truncate, key changes          the slow path over the same generated row reader
-    encode(payloads, ...)                  generated; one call per list of COPY payloads
+    insert, update(frames, sequence)   generated; one call per list of messages, no object per row
+    delete, truncate, key changes      the slow path over the same generated row reader
+    encode(payloads, ...)              generated; one call per list of COPY payloads
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 from cdc.avro import HEADER_BYTES, string
 from cdc.postgres.envelope import Transaction
-from cdc.postgres.generated import CHUNK, STREAM, compiled
-from cdc.postgres.pgoutput import XLOGDATA_BYTES
+from cdc.postgres.generated import AT_TUPLE, CHUNK, STREAM, compiled
+from cdc.postgres.pgoutput import lsn_of
 from cdc.postgres.rowcode import BINARY, COPY, MALFORMED, TEXT
 from cdc.postgres.rows import Rows
 from cdc.postgres.sql import ident
 from cdc.postgres.values import NULL, SOME
 from cdc.records import Records
+from cdc.source import Move
 from cdc.table import TableSchema
 
 COPY_HEADER_BYTES = 19
@@ -30,62 +30,52 @@ _COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)  # no flags, no extension
 _COPY_TRAILER = b"\xff\xff"
 _NEW, _OLD_KEY, _OLD_ROW = b"N"[0], b"K"[0], b"O"[0]
 
-Encode = Callable[[bytes, int, int], None]
-
-
-class Moved(NamedTuple):
-    """An update changed the key: a `d` of `old` and a `c` of `new` (framed keys) were appended, with two sequence numbers.
-
-    `partial`: the `c` has UNCHANGED columns (a `cdc.source.Move`)."""
-
-    old: bytes
-    new: bytes
-    partial: bool
+Encode = Callable[[Sequence[bytes], int], int]
 
 
 class StreamCodec:
-    """Rows of one table in the stream. `begin` first, then one call per message, in order; each appends to the `Records` given
-    to `begin`. A `frame` is a whole XLogData payload (see `compile_stream`); `lsn` is its WAL start, `sequence` the number of the
-    first record that the call appends.
+    """Rows of one table in the stream. `begin` first, then calls in the order of the messages; each appends to the `Records` given
+    to `begin`. A frame is a whole XLogData payload; the frames of one call are of one kind. `sequence` is the number of the first
+    record that the call appends; the number after the last one's is returned.
 
-    insert(frame, sequence, lsn)           appends one `c`
-    update(frame, sequence, lsn)           appends one `u` and returns None, or a `d` and a `c` and returns Moved
-    delete(frame, sequence, lsn)           appends one `d`
-    truncate(sequence, lsn)                appends one `t`, without a key
+    insert(frames, sequence)    appends a `c` for each
+    update(frames, sequence)    a `u` for each, or a `d` and a `c` where the key changed: a `Move` of `begin`'s if the `c` is partial
+    delete(frames, sequence)    a `d` for each
+    truncate(sequence, lsn)     appends one `t`, without a key
     """
 
     insert: Encode
-    update: Callable[[bytes, int, int], Moved | None]
+    update: Encode
 
-    def __init__(
-        self, schema: TableSchema, key_id: int | None, value_id: int, identity_full: bool, wire: str, start: int
-    ) -> None:
+    def __init__(self, schema: TableSchema, key_id: int | None, value_id: int, identity_full: bool, wire: str) -> None:
         self._rows = Rows(schema, key_id, value_id)
         self._identity_full = identity_full
-        self._start = start
-        self._records = Records()
-        made = compiled(STREAM, self._rows, wire, start=start, changed=self._changed)
+        self._records, self._moves = Records(), list[Move]()
+        made = compiled(STREAM, self._rows, wire, changed=self._changed)
         self.insert, self.update, self._begin, self._fields = made
 
-    def begin(self, transaction: Transaction, records: Records) -> None:
-        """Append to `records`, as of `transaction`, from here on."""
-        self._records = records
+    def begin(self, transaction: Transaction, records: Records, moves: list[Move]) -> None:
+        """Append to `records` and `moves`, as of `transaction`, from here on."""
+        self._records, self._moves = records, moves
         self._rows.transaction = transaction
         self._begin(transaction, records.keys.append, records.values.append)
 
-    def delete(self, frame: bytes, sequence: int, lsn: int) -> None:
+    def delete(self, frames: Iterable[bytes], sequence: int) -> int:
         """The old row as sent becomes `before`; columns that were not sent are null there."""
         rows = self._rows
-        try:
-            old, end = self._old(frame, self._start + 5)
-            if end != len(frame):
-                raise ValueError
-            key = rows.key(old)
-        except MALFORMED:
-            raise rows.malformed(lsn) from None
-        value = rows.value(b"\x02d", sequence, lsn, before=rows.row(old))
-        self._records.values.append(value)
-        self._records.keys.append(key)
+        for frame in frames:
+            lsn = lsn_of(frame)
+            try:
+                old, end = self._old(frame, AT_TUPLE)
+                if end != len(frame):
+                    raise ValueError
+                key = rows.key(old)
+            except MALFORMED:
+                raise rows.malformed(lsn) from None
+            self._records.values.append(rows.value(b"\x02d", sequence, lsn, before=rows.row(old)))
+            self._records.keys.append(key)
+            sequence += 1
+        return sequence
 
     def truncate(self, sequence: int, lsn: int) -> None:
         self._records.values.append(self._rows.value(b"\x02t", sequence, lsn))
@@ -102,9 +92,9 @@ class StreamCodec:
                 columns[i] = None if columns[i] == NULL else columns[i]
         return columns, end
 
-    def _changed(self, frame: bytes, sequence: int, lsn: int) -> Moved | None:
+    def _changed(self, frame: bytes, sequence: int, lsn: int) -> int:
         """An update with an old tuple, or with UNCHANGED columns."""
-        rows, at = self._rows, self._start + 5
+        rows, at = self._rows, AT_TUPLE
         old: list[bytes | None] | None = None
         try:
             if frame[at] != _NEW:
@@ -130,21 +120,23 @@ class StreamCodec:
         key: bytes | None,
         sequence: int,
         lsn: int,
-    ) -> Moved | None:
+    ) -> int:
         rows, keys, values = self._rows, self._records.keys, self._records.values
         before = None if old is None else rows.row(old)
         after, unchanged = rows.row(new, placeholders=True), rows.unchanged(new)
         if old_key is None or key is None or old_key == key:
             values.append(rows.value(b"\x02u", sequence, lsn, unchanged=unchanged, before=before, after=after))
             keys.append(key)
-            return None
+            return sequence + 1
         moved = SOME + string(key[HEADER_BYTES:])
         values.append(rows.value(b"\x02d", sequence, lsn, moved=moved, before=before))
         keys.append(old_key)
         moved = SOME + string(old_key[HEADER_BYTES:])
         values.append(rows.value(b"\x02c", sequence + 1, lsn, unchanged=unchanged, moved=moved, after=after))
         keys.append(key)
-        return Moved(old_key, key, unchanged != NULL)
+        if unchanged != NULL:
+            self._moves.append(Move(rows.schema.id, old_key, key, len(keys) - 1))
+        return sequence + 2
 
 
 class ChunkCodec:
@@ -183,13 +175,11 @@ def compile_stream(
     *,
     identity_full: bool,
     binary: bool,
-    start: int = XLOGDATA_BYTES,
 ) -> StreamCodec:
     """The codec of `schema` in the stream. `key_id` is None for a keyless table. `identity_full`: old tuples are whole rows.
-    `binary`: the stream's mode; every column must be exact then. `start` is where a message begins in its frame: after the head of
-    an XLogData payload, or at 0 where messages come bare (pg_logical_slot_peek_binary_changes)."""
+    `binary`: the stream's mode; every column must be exact then."""
     assert not binary or all(column.type.kind != "other" for column in schema.columns), schema.id
-    return StreamCodec(schema, key_id, value_id, identity_full, BINARY if binary else TEXT, start)
+    return StreamCodec(schema, key_id, value_id, identity_full, BINARY if binary else TEXT)
 
 
 def compile_chunk(schema: TableSchema, key_id: int | None, value_id: int) -> ChunkCodec:

@@ -7,17 +7,20 @@ from a source is part of the text: names and values of tables are bytes among th
 from __future__ import annotations
 
 import re
+import struct
 from functools import lru_cache
 from types import CodeType
 from typing import Any
 
 from cdc.avro import zigzag
+from cdc.postgres.pgoutput import XLOGDATA_BYTES, lsn_of
 from cdc.postgres.rowcode import CONSTANTS, COPY, MALFORMED, Style, constants_of, fields_of, parts_of, row_code
 from cdc.postgres.rows import Rows
 
 STREAM = """
 def made():
-    head = mid = tail = b''
+    head = mid = tail = high = b''
+    near, low = 0, V
     kappend = vappend = None
 
     def begin(transaction, append_key, append_value):
@@ -26,32 +29,45 @@ def made():
         mid = times + TABLE + xid
         kappend, vappend = append_key, append_value
 
-    def insert(m, sequence, lsn):
+    def insert(frames, sequence):
+        nonlocal near, low, high
         try:
-            if m[AT:AT_TUPLE] != NEW: raise ValueError
-            p = AT_TUPLE; end = len(m)
-            ROW
-            if p != end: raise ValueError
-        except MALFORMED: raise malformed(lsn) from None
-        SEQUENCE_LSN
-        vappend(join((INSERT, PARTS, head, V[len(digits) << 1], digits, mid, LSN, tail)))
-        kappend(KEY)
+            for m in frames:
+                lsn, k, n = HEAD(m)
+                if k != 78 or n != COUNT: raise ValueError
+                p = AT_ROW; end = len(m)
+                ROW
+                if p != end: raise ValueError
+                SEQUENCE_LSN
+                vappend(join((INSERT, PARTS, head, V[len(digits) << 1], digits, mid, LSN, tail)))
+                kappend(KEY)
+                sequence += 1
+        except MALFORMED: raise malformed(m) from None
+        return sequence
 
-    def update(m, sequence, lsn):
+    def update(frames, sequence):
+        nonlocal near, low, high
         try:
-            if m[AT:AT_TUPLE] != NEW: return changed(m, sequence, lsn)
-            p = AT_TUPLE; end = len(m)
-            unchanged = False
-            ROW_OR_UNCHANGED
-            if p != end: raise ValueError
-        except MALFORMED: raise malformed(lsn) from None
-        if unchanged: return changed(m, sequence, lsn)
-        SEQUENCE_LSN
-        vappend(join((UPDATE, PARTS, head, V[len(digits) << 1], digits, mid, LSN, tail)))
-        kappend(KEY)
+            for m in frames:
+                lsn, k, n = HEAD(m)
+                unchanged = k != 78
+                if not unchanged:
+                    if n != COUNT: raise ValueError
+                    p = AT_ROW; end = len(m)
+                    ROW_OR_UNCHANGED
+                    if p != end: raise ValueError
+                if unchanged:
+                    sequence = changed(m, sequence, lsn)
+                    continue
+                SEQUENCE_LSN
+                vappend(join((UPDATE, PARTS, head, V[len(digits) << 1], digits, mid, LSN, tail)))
+                kappend(KEY)
+                sequence += 1
+        except MALFORMED: raise malformed(m) from None
+        return sequence
 
     def fields(m, p):
-        if m[p:p + 2] != COUNT: raise ValueError
+        if m[p:p + 2] != COUNT_BYTES: raise ValueError
         p += 2; end = len(m)
         OLD_ROW
         return [COLUMNS], p
@@ -67,10 +83,10 @@ def made():
         try:
             for m in payloads:
                 p = 2; end = len(m)
-                if m[:2] != COUNT:
+                if m[:2] != COUNT_BYTES:
                     p = header(m)
                     if p is None: continue
-                    if m[p:p + 2] != COUNT: raise ValueError
+                    if m[p:p + 2] != COUNT_BYTES: raise ValueError
                     p += 2
                 ROW
                 if p != end: raise ValueError
@@ -78,19 +94,31 @@ def made():
                 vappend(join((READ, PARTS, head, V[len(digits) << 1], digits, mid)))
                 kappend(KEY)
                 sequence += 1
-        except MALFORMED: raise malformed(lsn) from None
+        except MALFORMED: raise malformed_at(lsn) from None
         return sequence
 
     return (encode,)
 """
 
+AT_TUPLE = XLOGDATA_BYTES + 5  # kind and relation precede what tells the tuples apart
+AT_ROW = AT_TUPLE + 3  # and that, and the number of columns, precede the row
+# Of a frame with a row: its LSN, the tuple's kind, the number of columns.
+_HEAD = struct.Struct(f">xQ{AT_TUPLE - 9}xBH")
+# An LSN's upper bits are the same for some kilobytes of WAL.
+_SEQUENCE_LSN = [
+    "digits = b'%d' % sequence",
+    "z = lsn << 1",
+    "if z >> 14 != near:",
+    "    near = z >> 14",
+    "    low, high = (C, unsigned(near)) if near else (V, b'')",
+]
 
-def compiled(template: str, rows: Rows, wire: str, start: int = 0, **names: Any) -> tuple[Any, ...]:
+
+def compiled(template: str, rows: Rows, wire: str, **names: Any) -> tuple[Any, ...]:
     """Fill a template with the table's row code and run it; its functions. The text holds numbers and our own names only: nothing
     from the source is ever part of it."""
     schema = rows.schema
     fields = fields_of(schema)
-    count = len(fields).to_bytes(2, "big")
     columns = [" + ".join(parts_of(field)) for field in fields]
     key_parts = [part for i in rows.key_indexes for part in parts_of(fields[i])]
     key = "None"
@@ -101,13 +129,13 @@ def compiled(template: str, rows: Rows, wire: str, start: int = 0, **names: Any)
         "ROW_OR_UNCHANGED": row_code(schema, Style(wire, note)) if stream else [],
         "OLD_ROW": row_code(schema, Style(wire, "pass", inline=False)) if stream else [],
         "ROW": row_code(schema, Style(wire, None)),
-        "SEQUENCE_LSN": ["digits = b'%d' % sequence", "z = lsn << 1"],
+        "SEQUENCE_LSN": _SEQUENCE_LSN,
     }
     inline = {
-        "AT_TUPLE": str(start + 8),
-        "AT": str(start + 5),
+        "AT_ROW": str(AT_ROW),
+        "COUNT": str(len(fields)),
         "PARTS": ", ".join(part for field in fields for part in parts_of(field)),
-        "LSN": "C[z & 16383] + C[z >> 14 & 16383] + V[z >> 28] if 268435456 <= z < 4398046511104 else unsigned(z)",
+        "LSN": "low[z & 16383], high",
         "KEY": key,
         "COLUMNS": ", ".join(f"None if c{f.number} is None else {c}" for f, c in zip(fields, columns, strict=True)),
     }
@@ -123,9 +151,10 @@ def compiled(template: str, rows: Rows, wire: str, start: int = 0, **names: Any)
         "join": b"".join,
         "zigzag": zigzag,
         "MALFORMED": MALFORMED,
-        "malformed": rows.malformed,
-        "COUNT": count,
-        "NEW": b"N" + count,
+        "malformed": lambda m: rows.malformed(lsn_of(m)),
+        "malformed_at": rows.malformed,
+        "HEAD": _HEAD.unpack_from,
+        "COUNT_BYTES": len(fields).to_bytes(2, "big"),
         "KEY_FRAME": rows.key_frame,
         "TABLE": rows.table,
         # op; nothing unchanged, not moved, no before; an after follows.

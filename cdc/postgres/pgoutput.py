@@ -18,7 +18,7 @@ from cdc.postgres.calendar import EPOCH_2000_US
 XLOGDATA, KEEPALIVE = ord("w"), ord("k")
 XLOGDATA_BYTES = 25  # what precedes a message in its frame
 INSERT, UPDATE, DELETE = ord("I"), ord("U"), ord("D")
-ROW_KINDS = frozenset((INSERT, UPDATE, DELETE))
+ROW_KINDS = (b"I", b"U", b"D")
 
 _FRAME = Struct(">xQQq")
 _ALIVE = Struct(">xQqB")
@@ -142,10 +142,15 @@ def parse_frame(frame: bytes) -> XLogData | Keepalive:
     _malformed(f"a replication frame of kind {kind!r} and {len(frame)} bytes")
 
 
+def lsn_of(frame: bytes) -> int:
+    """Where in the WAL the message of an XLogData payload stands."""
+    return int.from_bytes(frame[1:9], "big")
+
+
 def parse(message: bytes, start: int = 0) -> Parsed:
     """The message that begins at `start`. Raises CdcError (CDC-PG-150) for what protocol version 1 does not define."""
     kind = message[start : start + 1]
-    if kind in (b"I", b"U", b"D"):
+    if kind in ROW_KINDS:
         if len(message) < start + _ID.size:
             _malformed(f"a {kind!r} message of {len(message) - start} bytes")
         return Row(kind[0], _ID.unpack_from(message, start)[0])

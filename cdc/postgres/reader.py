@@ -16,15 +16,12 @@ import psycopg
 
 from cdc.errors import CdcError
 from cdc.postgres import pgoutput
-from cdc.postgres.codec import Moved, StreamCodec
+from cdc.postgres.codec import Encode, StreamCodec
 from cdc.postgres.envelope import Origin
 from cdc.postgres.envelope import Transaction as Shared
 from cdc.postgres.facts import Table
 from cdc.postgres.pgoutput import (
-    INSERT,
     ROW_KINDS,
-    UPDATE,
-    XLOGDATA,
     XLOGDATA_BYTES,
     Begin,
     Commit,
@@ -39,7 +36,7 @@ from cdc.postgres.relations import Relations, exact
 from cdc.postgres.session import broken
 from cdc.postgres.stream import Stream
 from cdc.records import Records
-from cdc.source import Filter, Move, Run
+from cdc.source import Filter, Run
 from cdc.table import TableId, TableSchema
 
 Json = Any
@@ -48,8 +45,13 @@ ROWS_MAX, BYTES_MAX = 10_000, 8 << 20
 ROW_BYTES = BYTES_MAX // ROWS_MAX  # one budget bounds both
 RUN_S = 0.1
 _EVERY_ROW = sys.maxsize
-_ROW_FRAME_BYTES = XLOGDATA_BYTES + 6  # kind, relation, and one more: shorter frames hold no row
-_UNTOUCHED: Any = object()
+_KIND_AND_TABLE = slice(XLOGDATA_BYTES, XLOGDATA_BYTES + 5)  # of a frame with a row
+_TABLE = slice(XLOGDATA_BYTES + 1, XLOGDATA_BYTES + 5)
+
+
+def _left_out(_frames: object, sequence: int) -> int:
+    """Rows that are not captured have no numbers."""
+    return sequence
 
 
 class NotBinary(Exception):
@@ -103,8 +105,8 @@ class Reader:
         self._known: dict[bytes, Known] = {}
         self._transaction: _Transaction | None = None
         self._put_back: bytes | None = None
-        # Per run and transaction: the codec of each table, begun; None for one whose rows are left out.
-        self._active: dict[bytes, StreamCodec | None] = {}
+        # Per run and transaction: what takes the rows of one kind and table. Empty outside a transaction.
+        self._active: dict[bytes, Encode] = {}
         self._drop, self._run, self._schemas = Filter(), Run({}, None, 0), dict[TableId, TableSchema]()
         self._begun_as: dict[int, TableId] = {}
         self._end, self._budget, self._deadline = False, 0, 0.0
@@ -158,58 +160,68 @@ class Reader:
 
     def _rows(self) -> bytes | None:
         """Decode row messages of the open transaction for as long as there are any; the first frame that needs more thought, or
-        None when nothing can be read or the budget is spent. The loop that everything goes through: no object per row."""
-        get, active, from_bytes = self.stream.session.pg.get_copy_data, self._active, int.from_bytes
-        inside, sequence, budget = self._transaction, self.sequence, self._budget
-        ordinal, skip = (inside.ordinal, inside.skip) if inside else (0, 0)
+        None when nothing can be read or the budget is spent. The loop that everything goes through: no object per row, and one
+        call for all rows of a kind that come one after the other."""
+        inside, active, get = self._transaction, self._active, self.stream.session.pg.get_copy_data
+        if inside and inside.ordinal < inside.skip:
+            return self._passed_over(inside)
         frame, self._put_back = self._put_back, None
+        frames: list[bytes] = []
+        kind, budget = None, self._budget
+        encode: Encode = _left_out
         try:
-            while True:
+            while budget >= 0:
                 if frame is None:
                     size, data = get(1)
                     if size <= 0:
-                        return self.stream.ended() if size else None
+                        if size:
+                            self.stream.ended()
+                        break
                     frame = bytes(data)
-                if len(frame) < _ROW_FRAME_BYTES or frame[0] != XLOGDATA or inside is None:
-                    return frame
-                kind = frame[XLOGDATA_BYTES]
-                if kind not in ROW_KINDS:
-                    return frame
-                if ordinal >= skip:
-                    codec = active.get(frame[26:30], _UNTOUCHED)
-                    if codec is _UNTOUCHED:
+                if frame[_KIND_AND_TABLE] != kind:
+                    if frames:
+                        self._encode(encode, frames)
+                        frames = []
+                    kind = frame[_KIND_AND_TABLE]
+                    if kind not in active:
                         return frame
-                    if codec is None:
-                        pass
-                    elif kind == INSERT:
-                        codec.insert(frame, sequence + 1, from_bytes(frame[1:9], "big"))
-                        sequence += 1
-                    elif kind == UPDATE:
-                        moved = codec.update(frame, sequence + 1, from_bytes(frame[1:9], "big"))
-                        sequence += 1
-                        if moved is not None:
-                            sequence += 1
-                            self._moved(frame[26:30], moved)
-                    else:
-                        codec.delete(frame, sequence + 1, from_bytes(frame[1:9], "big"))
-                        sequence += 1
-                ordinal += 1
+                    encode = active[kind]
+                frames.append(frame)
                 budget -= len(frame) + ROW_BYTES
                 frame = None
-                if budget < 0:
-                    self._end = True
-                    return None
         except psycopg.Error as error:
             raise broken(error) from None
         finally:
-            self.sequence, self._budget = sequence, budget
-            if inside:
-                inside.ordinal = ordinal
+            self._budget = budget
+        if frames:
+            self._encode(encode, frames)
+        self._end = budget < 0
+        return None
 
-    def _moved(self, oid: bytes, moved: Moved) -> None:
-        if moved.partial:
-            table = self._known[oid].id
-            self._run.moves.append(Move(table, moved.old, moved.new, len(self._run.records[table]) - 1))
+    def _encode(self, encode: Encode, frames: list[bytes]) -> None:
+        assert self._transaction is not None
+        self.sequence = encode(frames, self.sequence + 1) - 1
+        self._transaction.ordinal += len(frames)
+
+    def _passed_over(self, inside: _Transaction) -> bytes | None:
+        """Count rows that are stored already; the first frame that is none, or None when nothing can be read or the budget is
+        spent."""
+        while inside.ordinal < inside.skip and self._budget >= 0:
+            try:
+                size, data = self.stream.session.pg.get_copy_data(1)
+            except psycopg.Error as error:
+                raise broken(error) from None
+            if size < 0:
+                self.stream.ended()
+            if size == 0:
+                return None
+            frame = bytes(data)
+            if frame[_KIND_AND_TABLE][:1] not in ROW_KINDS:
+                return frame
+            inside.ordinal += 1
+            self._budget -= len(frame) + ROW_BYTES
+        self._end = self._budget < 0
+        return None
 
     # ---------------------------------------------------------------------------------------------------- other messages
     def _other(self, frame: bytes) -> None:
@@ -227,7 +239,7 @@ class Reader:
             case Commit():
                 self._commit(message)
             case Relation():
-                self._relation(frame[26:30], message)
+                self._relation(frame[_TABLE], message)
             case Truncate():
                 self._truncate(frame, message, head.start_lsn)
             case Message(transactional=True, prefix=self._mark_prefix) if self._transaction:
@@ -286,7 +298,8 @@ class Reader:
         self._end = bool(inside.marks) or self._budget < BYTES_MAX // 2 or time.monotonic() > self._deadline
 
     def _relation(self, oid: bytes, relation: Relation) -> None:
-        self._active.pop(oid, None)
+        for kind in ROW_KINDS:
+            self._active.pop(kind + oid, None)
         if renamed := self._begun_as.get(relation.oid):
             # A table that has another name for a while is the same table: its changes are not to be missed meanwhile.
             relation = relation._replace(schema=renamed.schema, name=renamed.name)
@@ -313,10 +326,12 @@ class Reader:
         if self._transaction is None:
             self._misplaced("row")
         self._put_back = frame
-        oid = frame[26:30]
+        oid = frame[_TABLE]
         codec = self._codec(oid, row.relation_oid)
-        if not self._end:
-            self._active[oid] = codec
+        if self._end:
+            return
+        encoders = (codec.insert, codec.update, codec.delete) if codec else (_left_out,) * 3
+        self._active |= {kind + oid: encode for kind, encode in zip(ROW_KINDS, encoders, strict=True)}
 
     def _codec(self, oid: bytes, number: int) -> StreamCodec | None:
         """The table's codec, begun; None when its events are left out. Ends the run where the table's schema is another one."""
@@ -335,7 +350,8 @@ class Reader:
         if self._schemas.setdefault(known.id, known.schema) != known.schema:
             self._end = True
             return None
-        known.codec.begin(self._transaction.shared, self._run.records.setdefault(known.id, Records()))
+        records = self._run.records.setdefault(known.id, Records())
+        known.codec.begin(self._transaction.shared, records, self._run.moves)
         return known.codec
 
     def _copied(self, table: TableId) -> bool:

@@ -11,6 +11,7 @@ import math
 from binascii import hexlify, unhexlify
 from collections.abc import Callable
 from decimal import Decimal
+from functools import lru_cache
 from struct import Struct, unpack_from
 from typing import Any
 
@@ -240,9 +241,20 @@ def text_decimal(scale: int) -> Callable[[bytes], bytes]:
     return lambda text: _fixed(_text_scaled(text), scale)
 
 
+_HEADED = 1 << 21
+_BYTES = tuple(bytes((byte,)) for byte in range(256))
+
+
+@lru_cache
+def _heads(prefix: bytes) -> tuple[bytes, ...]:
+    """By `number >> 8`: `prefix` and the Avro of a decimal from 128 to _HEADED, without its last byte."""
+    return tuple(prefix + string(decimal_bytes(head << 8 | 128))[:-1] for head in range(_HEADED >> 8))
+
+
 def binary_decimal(scale: int, prefix: bytes) -> Callable[[bytes, int, int], bytes]:
     """Avro, after `prefix`, of the `size` bytes at `at`: quick for up to 12 digits and four before and after the point."""
     lengths = tuple(prefix + VARINT[size << 1] for size in range(16))
+    heads = _heads(prefix)
     zero, one, two, three = (Struct(f">HhHH{count}H").unpack_from for count in range(4))
 
     def encode(message: bytes, at: int, size: int) -> bytes:
@@ -266,6 +278,9 @@ def binary_decimal(scale: int, prefix: bytes) -> Callable[[bytes, int, int], byt
         if sign:
             unscaled = -unscaled
             length = (~unscaled).bit_length() // 8 + 1
+        elif 128 <= unscaled < _HEADED:
+            short: bytes = heads[unscaled >> 8] + _BYTES[unscaled & 255]
+            return short
         else:
             length = unscaled.bit_length() // 8 + 1
         avro: bytes = lengths[length] + unscaled.to_bytes(length, "big", signed=True)

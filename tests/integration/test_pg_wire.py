@@ -10,18 +10,20 @@ import pytest
 
 from cdc.avro import ChangeEvent, decode_datum, decode_event, schemas_of
 from cdc.postgres import pgoutput
-from cdc.postgres.codec import Moved, compile_chunk, compile_stream, select_list
+from cdc.postgres.codec import compile_chunk, compile_stream, select_list
 from cdc.postgres.envelope import Origin, Transaction
 from cdc.postgres.pgoutput import Relation, RelationColumn, Row
 from cdc.postgres.session import Session
 from cdc.postgres.types import PgType, logical, wire_text
 from cdc.records import Records
+from cdc.source import Move
 from cdc.table import Column, TableId, TableSchema
 from tests.servers import Database
 
 pytestmark = [pytest.mark.majors(16, 18), pytest.mark.timeout(120)]
 
 NOW_US, LSN, XID = 1_795_446_000_123_456, 0x16_B374_8D38, 4_000_000_001
+HEAD = b"w" + LSN.to_bytes(8, "big") + bytes(16)  # as the replication stream has it before each message
 TABLE = TableId("public", 'Every "type"%s')
 NAME = '"Every ""type""%s"'
 EXACT = {
@@ -161,7 +163,7 @@ class Captured:
     def __init__(self, session: Session, binary: bool, key: Sequence[str] = ("id",)) -> None:
         self.values: dict[str, list[bytes]] = {"I": [], "U": [], "D": []}
         self.keys: dict[str, list[bytes | None]] = {"I": [], "U": [], "D": []}
-        self.moved: list[Moved] = []
+        self.moves: list[Move] = []
         self.schema: TableSchema | None = None
         codec = None
         for data in peek(session, binary):
@@ -169,16 +171,12 @@ class Captured:
             if isinstance(parsed, Relation):
                 self.schema = schema_of(session, parsed, key)
                 ids = (1, 2) if key else (None, 2)
-                codec = compile_stream(self.schema, *ids, identity_full=parsed.identity == "f", binary=binary, start=0)
+                codec = compile_stream(self.schema, *ids, identity_full=parsed.identity == "f", binary=binary)
             if isinstance(parsed, Row):
                 assert codec is not None
-                codec.begin(transaction(), records := Records())
+                codec.begin(transaction(), records := Records(), self.moves)
                 kind = chr(parsed.kind)
-                if kind == "U":
-                    moved = codec.update(data, 1, LSN)
-                    self.moved += [moved] if moved else []
-                else:
-                    (codec.insert if kind == "I" else codec.delete)(data, 1, LSN)
+                {"I": codec.insert, "U": codec.update, "D": codec.delete}[kind]([HEAD + data], 1)
                 self.values[kind] += records.values
                 self.keys[kind] += records.keys
 
@@ -298,7 +296,9 @@ def test_unchanged_columns_and_moved_keys(session: Session, binary: bool) -> Non
         (),
         {"id": "c", "n": 2, "big": None, "raw": None, "num": {"scale": 0, "value": b"\x01"}},
     )
-    assert [moved.partial for moved in captured.moved] == [True, False]
+    assert [(move.table, move.old, move.new, move.index) for move in captured.moves] == [
+        (schema.id, *captured.keys["U"][2:4], 1)
+    ]
     key_schema = schemas_of("shop", schema, "postgresql").key
     assert [decode_datum(key_schema, event.moved or b"")["id"] for event in (gone, moved, gone_again, whole)] == [
         "b",

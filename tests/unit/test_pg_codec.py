@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from cdc.avro import PLAIN, decode_event, schemas_of
 from cdc.errors import CdcError
-from cdc.postgres.codec import ChunkCodec, Moved, StreamCodec, compile_chunk, compile_stream, select_list
+from cdc.postgres.codec import ChunkCodec, StreamCodec, compile_chunk, compile_stream, select_list
 from cdc.records import Records
+from cdc.source import Move
 from cdc.table import Column, LogicalType, TableId, TableSchema
 from tests.pg_rows import (
     COMMIT_US,
@@ -38,7 +39,7 @@ def stream_codec(schema: TableSchema, wire: str, full: bool = False) -> tuple[St
     codec = compile_stream(
         schema, KEY_ID if schema.key else None, VALUE_ID, identity_full=full, binary=wire == "binary"
     )
-    codec.begin(origin().transaction(XID, COMMIT_US), records := Records())
+    codec.begin(origin().transaction(XID, COMMIT_US), records := Records(), [])
     return codec, records
 
 
@@ -62,7 +63,7 @@ def test_an_insert_is_what_fastavro_writes(wire: str, data: st.DataObject) -> No
     schema = data.draw(tables(exact=wire == "binary"))
     row = data.draw(rows(schema))
     codec, records = stream_codec(schema, wire)
-    codec.insert(message(b"I", b"N", tuple_bytes(schema, row, wire)), 1_000_009, LSN)
+    codec.insert([message(b"I", b"N", tuple_bytes(schema, row, wire))], 1_000_009)
     assert records.values == [expected(schema, "c", 1_000_009, None, row)]
     assert records.keys == [expected_key(schema, row)]
     assert records.values[0][5:9] in PLAIN
@@ -95,7 +96,7 @@ def test_an_update_without_old_tuple(wire: str, data: st.DataObject) -> None:
     schema = data.draw(tables())
     row = data.draw(rows(schema, unchanged=True))
     codec, records = stream_codec(schema, wire)
-    assert codec.update(message(b"U", b"N", tuple_bytes(schema, row, wire)), 5, LSN) is None
+    assert codec.update([message(b"U", b"N", tuple_bytes(schema, row, wire))], 5) == 6
     assert records.values == [expected(schema, "u", 5, None, row)]
     assert records.keys == [expected_key(schema, row)]
 
@@ -109,11 +110,8 @@ def test_an_update_with_a_whole_old_row(wire: str, data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         new = [was if c.name in schema.key else value for c, was, value in zip(schema.columns, old, new, strict=True)]
     filled = [was if value is UNCHANGED else value for was, value in zip(old, new, strict=True)]
-    codec, records = stream_codec(schema, wire, full=True)
-    moved = codec.update(
-        message(b"U", b"O", tuple_bytes(schema, old, wire), b"N", tuple_bytes(schema, new, wire)), 5, LSN
-    )
-    check_update(schema, records, moved, old, filled, old)
+    sent = message(b"U", b"O", tuple_bytes(schema, old, wire), b"N", tuple_bytes(schema, new, wire))
+    check_update(schema, stream_codec(schema, wire, full=True), sent, old, filled, old)
 
 
 @WIRES
@@ -127,30 +125,57 @@ def test_an_update_with_an_old_key(wire: str, data: st.DataObject) -> None:
     sent = [UNCHANGED if toasted and c.name in schema.key else v for c, v in zip(schema.columns, new, strict=True)]
     if toasted:
         new = [was if c.name in schema.key else v for c, was, v in zip(schema.columns, old, new, strict=True)]
-    codec, records = stream_codec(schema, wire)
-    moved = codec.update(
-        message(b"U", b"K", tuple_bytes(schema, old, wire), b"N", tuple_bytes(schema, sent, wire)), 5, LSN
-    )
-    check_update(schema, records, moved, old, new, old)
+    update = message(b"U", b"K", tuple_bytes(schema, old, wire), b"N", tuple_bytes(schema, sent, wire))
+    check_update(schema, stream_codec(schema, wire), update, old, new, old)
 
 
 def check_update(
-    schema: TableSchema, records: Records, moved: Moved | None, old: list[Value], new: list[Value], before: list[Value]
+    schema: TableSchema,
+    made: tuple[StreamCodec, Records],
+    sent: bytes,
+    old: list[Value],
+    new: list[Value],
+    before: list[Value],
 ) -> None:
+    codec, records = made
+    moves: list[Move] = []
+    codec.begin(origin().transaction(XID, COMMIT_US), records, moves)
+    after = codec.update([sent], 5)
     old_key, new_key = expected_key(schema, old), expected_key(schema, new)
     if old_key == new_key:
-        assert moved is None
+        assert (after, moves) == (6, [])
         assert records.values == [expected(schema, "u", 5, before, new)]
         assert records.keys == [new_key]
         return
     assert old_key is not None
     assert new_key is not None
-    assert moved == Moved(old_key, new_key, UNCHANGED in new)
+    assert after == 7
+    assert moves == ([Move(schema.id, old_key, new_key, 1)] if UNCHANGED in new else [])
     assert records.keys == [old_key, new_key]
     assert records.values == [
         expected(schema, "d", 5, before, None, moved=new_key[5:]),
         expected(schema, "c", 6, None, new, moved=old_key[5:]),
     ]
+
+
+@WIRES
+def test_rows_of_one_call_have_their_own_lsn_and_number(wire: str) -> None:
+    """An LSN's upper bits are kept from row to row, and a key change takes two numbers."""
+    schema = bench_schema()
+    lsns = [0, 1, 8191, 8192, 0x1000000, 0x1001FFF, 0x1002000, 0x1000000, (1 << 41) - 1, 1 << 41, (1 << 63) - 1]
+    row, other = ([number, *[None] * 9] for number in (1, 2))
+    new, was = (tuple_bytes(schema, row, wire) for row in (row, other))
+    codec, records = stream_codec(schema, wire)
+    assert codec.insert([message(b"I", b"N", new, lsn=lsn) for lsn in lsns], 5) == 5 + len(lsns)
+    assert records.values == [expected(schema, "c", 5 + i, None, row, lsn=lsn) for i, lsn in enumerate(lsns)]
+
+    codec, records = stream_codec(schema, wire)
+    plain, move = (message(b"U", *parts, lsn=8191) for parts in ((b"N", new), (b"K", was, b"N", new)))
+    assert codec.update([plain, move, plain], 5) == 9
+    sequences = [
+        decode_event(schemas_of("shop", schema, "postgresql").value, v).source["sequence"] for v in records.values
+    ]
+    assert sequences == ["5", "6", "7", "8"]
 
 
 @WIRES
@@ -162,7 +187,7 @@ def test_a_delete(wire: str, data: st.DataObject) -> None:
     old = data.draw(rows(schema))
     old = old if full else key_only(schema, old)
     codec, records = stream_codec(schema, wire, full)
-    codec.delete(message(b"D", b"O" if full else b"K", tuple_bytes(schema, old, wire)), 5, LSN)
+    codec.delete([message(b"D", b"O" if full else b"K", tuple_bytes(schema, old, wire))], 5)
     assert records.values == [expected(schema, "d", 5, old, None)]
     assert records.keys == [expected_key(schema, old)]
 
@@ -213,7 +238,7 @@ def test_damaged_input_is_one_coded_error_without_values(wire: str, data: st.Dat
             (codec.insert, message(b"I")[:-1]),
         ):
             with pytest.raises(CdcError) as raised:
-                call(sent, 5, LSN)
+                call([sent], 5)
             assert raised.value.code == "CDC-PG-151"
             assert "t%s" in str(raised.value)
             assert "16/B3748D38" in str(raised.value)
@@ -235,8 +260,8 @@ def test_random_bytes_never_raise_anything_else(data: st.DataObject) -> None:
         if wire == "copy":
             chunk_codec(schema).encode([bytes(body)], 5, LSN, origin().reading(NOW_US), records)
         else:
-            codec.insert(message(b"I", b"N", bytes(body)), 5, LSN)
-            codec.update(message(b"U", b"N", bytes(body)), 5, LSN)
+            codec.insert([message(b"I", b"N", bytes(body))], 5)
+            codec.update([message(b"U", b"N", bytes(body))], 5)
     except CdcError as error:
         assert error.code == "CDC-PG-151"  # noqa: PT017
 
@@ -256,7 +281,7 @@ def test_identities_do_not_mix() -> None:
     for full, sent in ((True, b"K"), (False, b"O")):
         codec, _ = stream_codec(schema, "binary", full)
         with pytest.raises(CdcError, match="CDC-PG-151"):
-            codec.delete(message(b"D", sent, row), 5, LSN)
+            codec.delete([message(b"D", sent, row)], 5)
 
 
 def test_an_unsent_key_is_an_error() -> None:
@@ -264,7 +289,7 @@ def test_an_unsent_key_is_an_error() -> None:
     row = tuple_bytes(schema, [UNCHANGED, *[None] * 9], "binary")
     codec, _ = stream_codec(schema, "binary")
     with pytest.raises(CdcError, match="CDC-PG-151"):
-        codec.update(message(b"U", b"N", row), 5, LSN)
+        codec.update([message(b"U", b"N", row)], 5)
 
 
 def test_not_a_number_has_one_form() -> None:
@@ -273,7 +298,7 @@ def test_not_a_number_has_one_form() -> None:
     )
     row = b"\0\2b\0\0\0\x08\xff\xf8\0\0\0\0\0\1b\0\0\0\4\xff\xc0\0\1"
     codec, records = stream_codec(schema, "binary")
-    codec.insert(message(b"I", b"N", row), 5, LSN)
+    codec.insert([message(b"I", b"N", row)], 5)
     assert records.values == [expected(schema, "c", 5, None, [math.nan, math.nan])]
 
 
@@ -303,6 +328,6 @@ def test_a_wide_table(wire: str, data: st.DataObject) -> None:
             chunk_codec(schema).encode([tuple_bytes(schema, drawn, wire)], 5, LSN, origin().reading(NOW_US), records)
         else:
             codec, records = stream_codec(schema, wire)
-            codec.insert(message(b"I", b"N", tuple_bytes(schema, drawn, wire)), 5, LSN)
+            codec.insert([message(b"I", b"N", tuple_bytes(schema, drawn, wire))], 5)
         assert records.values == [expected(schema, "r" if wire == "copy" else "c", 5, None, drawn)]
         assert records.keys == [expected_key(schema, drawn)]
