@@ -255,7 +255,7 @@ def _lsn(text: str) -> int:
 
 
 def rows_of(checkpoint: Checkpoint) -> int:
-    return sum(span.count for span in checkpoint.spans.values())
+    return sum(checkpoint.rows.values())
 
 
 def loaded(pipeline: Pipeline, timeout_s: float = 120) -> Checkpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cdc.avro import canonical, schema_hash
@@ -28,6 +28,7 @@ class Storage:
     first: int = 0
     intents: list[tuple[int, Intent]] = field(default_factory=list)
     schemas: dict[int, tuple[str, Json]] = field(default_factory=dict)
+    subjects: dict[str, list[int]] = field(default_factory=dict)
     signals: list[Signal] = field(default_factory=list)
     hints: dict[str, Mark] = field(default_factory=dict)
 
@@ -106,7 +107,12 @@ class MemoryLog:
         while (known := self.storage.schemas.get(schema_id)) is not None and known[0] != body:
             schema_id = schema_id + 1 & 0x7FFFFFFF
         self.storage.schemas[schema_id] = body, schema
+        if schema_id not in (versions := self.storage.subjects.setdefault(subject, [])):
+            versions.append(schema_id)
         return schema_id
+
+    def subjects(self) -> Mapping[str, Sequence[int]]:
+        return self.storage.subjects
 
     def schema(self, schema_id: int) -> Json:
         if schema_id not in self.storage.schemas:

@@ -13,8 +13,8 @@ from cdc.commands.serving import serve
 from cdc.config import Config, load
 from cdc.errors import EXIT_OK
 from cdc.health import LagClock
-from cdc.log import Checkpoint, Log
-from cdc.log.survey import Survey, Surveyor
+from cdc.log import Checkpoint, Log, Survey
+from cdc.log.survey import FolderSurveyor
 from cdc.metrics import CaptureMetrics
 from cdc.records import Batch
 
@@ -58,7 +58,7 @@ def measuring(config: Config) -> Callable[[], dict[str, object]]:
     clock = LagClock()
 
     def measure() -> dict[str, object]:
-        with Surveyor(wiring.log_path(config)) as surveyor:
+        with FolderSurveyor(wiring.log_path(config)) as surveyor:
             seen = wiring.look(config, Survey(surveyor.last(), {}, {}), closely=False)
         with closing(wiring.open_log(config)) as log:
             room = log.status()

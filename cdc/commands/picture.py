@@ -16,8 +16,8 @@ from cdc.commands import wiring
 from cdc.config import Config
 from cdc.errors import CdcError
 from cdc.health import LAG_MAX_S, source_problems
-from cdc.log import TableState
-from cdc.log.survey import Survey, Surveyor
+from cdc.log import Survey, TableState
+from cdc.log.survey import FolderSurveyor
 from cdc.table import TableId
 
 Json = Any
@@ -149,7 +149,7 @@ def _table(table: TableId, state: TableState | None, loading: Json, estimate: in
 def _log(config: Config, problems: list[str]) -> tuple[Mapping[str, Json], Survey]:
     path = wiring.log_path(config)
     try:
-        with Surveyor(path) as surveyor, closing(wiring.open_log(config)) as log:
+        with FolderSurveyor(path) as surveyor, closing(wiring.open_log(config)) as log:
             survey, status = surveyor.survey(), log.status()
     except CdcError as error:
         if error.code != "CDC-LOG-101":
@@ -214,7 +214,7 @@ def _sink(config: Config, name: str, survey: Survey, status: Mapping[str, Any] |
     if number > last.number:
         detail = f"its bookmark is at checkpoint {number}, the log ends at {last.number}"
         return SinkView(name, target, state, number, tables=tables, problem=detail)
-    with Surveyor(wiring.log_path(config)) as surveyor:
+    with FolderSurveyor(wiring.log_path(config)) as surveyor:
         due_ms, backlog = surveyor.written_ms(number + 1), surveyor.backlog_bytes(number)
     lag_s = max(0.0, time.time() - due_ms / 1000) if due_ms else 0.0
     return SinkView(

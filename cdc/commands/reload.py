@@ -12,7 +12,7 @@ from cdc.commands.tail import known_table, printable
 from cdc.config import load
 from cdc.errors import EXIT_OK
 from cdc.log import TableState
-from cdc.log.survey import Surveyor
+from cdc.log.survey import FolderSurveyor
 from cdc.presentation import say
 from cdc.table import TableId
 
@@ -20,7 +20,7 @@ from cdc.table import TableId
 def run(*, file: Path, tables: Sequence[str], all_tables: bool, new_epoch: bool, dry_run: bool, yes: bool) -> int:
     """Raises CDC-RUN-301 for a table that the log does not hold, CDC-LOG-101 when there is no log."""
     config = load(file)
-    with Surveyor(wiring.log_path(config)) as surveyor:
+    with FolderSurveyor(wiring.log_path(config)) as surveyor:
         known = surveyor.survey().tables
     chosen = [] if new_epoch else selected(tables, all_tables, known)
     say(plan(config.pipeline, chosen, new_epoch))

@@ -12,7 +12,7 @@ from cdc.commands.serving import serve
 from cdc.config import Config, load
 from cdc.errors import EXIT_OK, CdcError, Unavailable
 from cdc.log import Checkpoint, Log
-from cdc.log.survey import Surveyor
+from cdc.log.survey import FolderSurveyor
 from cdc.metrics import SinkMetrics
 from sinks.apply import apply
 
@@ -74,7 +74,7 @@ class Applied:
         number = self._number
         if number is None:
             return {}
-        with Surveyor(wiring.log_path(config)) as surveyor:
+        with FolderSurveyor(wiring.log_path(config)) as surveyor:
             last = surveyor.last()
             due_ms = surveyor.written_ms(number + 1)
         behind = max(0, last.number - number) if last else 0

@@ -20,7 +20,7 @@ from cdc.commands import wiring
 from cdc.config import load
 from cdc.errors import EXIT_OK, CdcError
 from cdc.log import Checkpoint, Log
-from cdc.log.survey import Surveyor
+from cdc.log.survey import FolderSurveyor
 from cdc.presentation import for_stream
 from cdc.records import Batch
 from cdc.suggest import did_you_mean
@@ -42,7 +42,7 @@ class Item(NamedTuple):
 def run(*, as_json: bool, file: Path, tables: Sequence[str], count: int, follow: bool) -> int:
     """Raises CDC-LOG-101 when there is no log yet, CDC-RUN-301 for a table that it does not hold."""
     config = load(file)
-    with Surveyor(wiring.log_path(config)) as surveyor:
+    with FolderSurveyor(wiring.log_path(config)) as surveyor:
         wanted = chosen(tables, surveyor.survey().tables)
         after = surveyor.mark_before_events(count, wanted)
         # Only now, since a capture goes on writing: nothing is shown when the mark lies behind the last checkpoint.

@@ -15,8 +15,8 @@ from cdc.config import Config, ServerConfig
 from cdc.config_values import Address
 from cdc.errors import CdcError
 from cdc.load import Limits
+from cdc.log import Survey
 from cdc.log.embedded import EmbeddedLog
-from cdc.log.survey import Survey
 from cdc.secrets import Url
 from cdc.table import TableId, TableSchema
 

@@ -23,7 +23,7 @@ from psycopg2 import errors
 from cdc.demo import shop
 from cdc.demo.stage import ANALYTICS, REPLICA, Stage, Target
 from cdc.errors import CdcError
-from cdc.log.survey import Surveyor
+from cdc.log.survey import FolderSurveyor
 from cdc.postgres.sql import qualified
 from cdc.table import TableId
 
@@ -127,7 +127,7 @@ class Watch:
 
     def _survey(self) -> None:
         try:
-            with Surveyor(self._log) as surveyor:
+            with FolderSurveyor(self._log) as surveyor:
                 events = surveyor.survey().events
         except CdcError as error:
             if error.code != "CDC-LOG-101":  # the capture has not made it yet

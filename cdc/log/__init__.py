@@ -1,11 +1,12 @@
-"""The log: what capture writes and sinks read. Two implementations behind one protocol: `cdc.log.embedded`, later Kafka.
+"""The log: what capture writes and sinks read. Two implementations behind one protocol: `cdc.log.embedded` and `cdc.log.kafka`.
 
 One append is one log transaction: a batch of records and its checkpoint, all or nothing, durable when it returns. Protocol A.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -25,11 +26,15 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a checkpoint's records of one partition are: offsets [begin, end). In the embedded log a table is a partition."""
+    """Where a checkpoint's records of one partition are: offsets [begin, end)."""
 
     begin: int
     end: int
     count: int
+
+
+Spans = tuple[Span, ...]
+"""Of a table, by partition: as many as the table has, empty where a checkpoint has nothing. In the embedded log it has one."""
 
 
 class Begun(NamedTuple):
@@ -58,19 +63,24 @@ class Checkpoint:
     writer: str
     position: Position
     cut: bool
-    spans: Mapping[TableId, Span] = field(default_factory=dict)
+    spans: Mapping[TableId, Spans] = field(default_factory=dict)
     counts: Mapping[TableId, Mapping[str, int]] = field(default_factory=dict)
     commit_ms: tuple[int, int] | None = None
     begun: tuple[Begun, ...] = ()
     finished: tuple[TableId, ...] = ()
     written_ms: int = 0
     facts: Mapping[TableId, Json] = field(default_factory=dict)
-    ends: Mapping[TableId, int] | None = None
+    ends: Mapping[TableId, tuple[int, ...]] | None = None
     generations: Mapping[TableId, int] | None = None
 
     @property
     def mark(self) -> Mark:
         return Mark(self.number, self.id)
+
+    @property
+    def rows(self) -> dict[TableId, int]:
+        """Records of each table."""
+        return {table: sum(span.count for span in spans) for table, spans in self.spans.items()}
 
     @property
     def epoch(self) -> int:
@@ -105,12 +115,15 @@ class Signal(NamedTuple):
 
 
 class TableState(NamedTuple):
-    """The newest of what checkpoints said of a table: its last `Begun` and `facts`. Kept out of the position, which every
-    checkpoint repeats, so that ten thousand tables cost a checkpoint nothing."""
+    """The newest of what checkpoints said of a table: its last `Begun` and `facts`; the numbers of the checkpoints in which that load
+    began, and in which the last load that is finished had begun. Kept out of the position, which every checkpoint repeats, so
+    that ten thousand tables cost a checkpoint nothing."""
 
     generation: int
     keyless: bool
     facts: Json
+    begun: int = -1
+    loaded: int | None = None
 
 
 class LogState(NamedTuple):
@@ -121,6 +134,38 @@ class LogState(NamedTuple):
     cut: Checkpoint | None
     intent: Intent | None
     tables: Mapping[TableId, TableState]
+
+
+class Survey(NamedTuple):
+    """The log's end as a reader sees it. `events` counts what was ever written of a table (in Kafka, as far as its offsets tell)."""
+
+    last: Checkpoint | None
+    tables: Mapping[TableId, TableState]
+    events: Mapping[TableId, int]
+
+
+class Surveyor(Protocol):
+    """A look at a log beside its writer: nothing here writes or locks, so that looking at a pipeline never disturbs it."""
+
+    log_id: str
+
+    def last(self) -> Checkpoint | None:
+        """The newest checkpoint."""
+
+    def survey(self) -> Survey:
+        """All of the log's end. Reads no more checkpoints than lie between two that list everything."""
+
+    def written_ms(self, number: int) -> int | None:
+        """When checkpoint `number` was written; None when it is not there."""
+
+    def mark_before(self, number: int) -> Mark:
+        """The mark to read from so that checkpoint `number`, or the earliest that is left, comes first."""
+
+    def mark_before_events(self, count: int, wanted: Callable[[TableId], bool]) -> Mark:
+        """The mark to read from so that at least the last `count` events of these tables come, or all that are left."""
+
+    def backlog_bytes(self, after: int) -> int:
+        """The size, as stored, of the records behind checkpoint `after`; in Kafka an estimate."""
 
 
 class Log(Protocol):
@@ -154,6 +199,12 @@ class Log(Protocol):
 
     def schema(self, schema_id: int) -> Json:
         """A registered schema. Raises CdcError for an unknown id (R4)."""
+
+    def subjects(self) -> Mapping[str, Sequence[int]]:
+        """Every subject with the ids of its versions, from 1 on (the registry's read API)."""
+
+    def look(self) -> AbstractContextManager[Surveyor]:
+        """A look at what is in the log, for `with`."""
 
     def signal(self, kind: str, details: Json) -> int:
         """Leave a request for the capture, durably; its number. Any process may call it."""

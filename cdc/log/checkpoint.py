@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from operator import itemgetter
 
-from cdc.log import Begun, Checkpoint, Draft, Json, Mark, Span, TableState
+from cdc.log import Begun, Checkpoint, Draft, Json, Mark, Span, Spans, TableState
 from cdc.position import Position
 from cdc.records import Batch
 from cdc.table import TableId
@@ -35,6 +35,9 @@ def table_text(table: TableId) -> str:
     return str(table)
 
 
+_UNBEGUN = TableState(0, False, None)
+
+
 def random_id() -> str:
     """64 random bits in hex: enough that no two checkpoints or writers of one log share an id."""
     return os.urandom(8).hex()
@@ -51,23 +54,25 @@ def to_json(checkpoint: Checkpoint) -> Json:
         "writer": checkpoint.writer,
         "position": checkpoint.position.to_json(),
         "cut": checkpoint.cut,
-        "spans": {table_text(table): [s.begin, s.end, s.count] for table, s in checkpoint.spans.items()},
+        "spans": {
+            table_text(table): [[s.begin, s.end, s.count] for s in spans] for table, spans in checkpoint.spans.items()
+        },
         "counts": {table_text(table): dict(ops) for table, ops in checkpoint.counts.items()},
         "commit_ms": None if checkpoint.commit_ms is None else list(checkpoint.commit_ms),
         "begun": [[table_text(b.table), b.generation, b.keyless] for b in checkpoint.begun],
         "finished": [table_text(table) for table in checkpoint.finished],
         "written_ms": checkpoint.written_ms,
         "facts": {table_text(table): facts for table, facts in checkpoint.facts.items()},
-        **({"ends": _texts(checkpoint.ends), "generations": _texts(checkpoint.generations)} if listed else {}),
+        **(_listed_json(checkpoint) if listed else {}),
     }
 
 
-def _texts(numbers: Mapping[TableId, int] | None) -> dict[str, int]:
-    return {table_text(table): number for table, number in (numbers or {}).items()}
-
-
-def _tables(numbers: Mapping[str, int] | None) -> dict[TableId, int] | None:
-    return None if numbers is None else {table_id(text): number for text, number in numbers.items()}
+def _listed_json(checkpoint: Checkpoint) -> Json:
+    ends, generations = checkpoint.ends or {}, checkpoint.generations or {}
+    return {
+        "ends": {table_text(table): list(numbers) for table, numbers in ends.items()},
+        "generations": {table_text(table): number for table, number in generations.items()},
+    }
 
 
 def from_json(data: Json) -> Checkpoint:
@@ -80,15 +85,15 @@ def from_json(data: Json) -> Checkpoint:
         data["writer"],
         Position.from_json(data["position"]),
         data["cut"],
-        {table_id(text): Span(*span) for text, span in data["spans"].items()},
+        {table_id(text): tuple(Span(*span) for span in spans) for text, spans in data["spans"].items()},
         {table_id(text): ops for text, ops in data["counts"].items()},
         None if data["commit_ms"] is None else (data["commit_ms"][0], data["commit_ms"][1]),
         tuple(Begun(table_id(text), generation, keyless) for text, generation, keyless in data["begun"]),
         tuple(table_id(text) for text in data["finished"]),
         data["written_ms"],
         {table_id(text): facts for text, facts in data["facts"].items()},
-        _tables(data.get("ends")),
-        _tables(data.get("generations")),
+        {table_id(text): tuple(ends) for text, ends in data["ends"].items()} if "ends" in data else None,
+        {table_id(text): n for text, n in data["generations"].items()} if "generations" in data else None,
     )
 
 
@@ -109,15 +114,17 @@ class Chain:
     """The log's end: its last checkpoint and last cut, every partition's end, the state of every table that has begun.
 
     Ends are where records physically are, abandoned ones included; the tables' states follow the path (B4), so that a load which
-    an abandoned checkpoint began has not begun. The dicts of states are replaced, never changed.
+    an abandoned checkpoint began has not begun. The dicts of states are replaced, never changed. `dense`: offsets are numbers of
+    records; where they are not (Kafka's control records take some), a range may begin later than the one before it ended.
     """
 
     log_id: str
     last: Checkpoint | None = None
     cut: Checkpoint | None = None
-    ends: dict[TableId, int] = field(default_factory=dict)
+    ends: dict[TableId, tuple[int, ...]] = field(default_factory=dict)
     tables: Mapping[TableId, TableState] = field(default_factory=dict)
     cut_tables: Mapping[TableId, TableState] = field(default_factory=dict)
+    dense: bool = True
 
     @property
     def mark(self) -> Mark:
@@ -127,20 +134,25 @@ class Chain:
     def cut_mark(self) -> Mark:
         return self.cut.mark if self.cut else Mark(-1, self.log_id)
 
-    def make(self, writer: str, batch: Batch, draft: Draft, listed: bool) -> Checkpoint:
-        """The checkpoint that ends `batch`. `listed` asks for ends and generations, which other cases have anyway.
+    def make(
+        self, writer: str, batch: Batch, draft: Draft, listed: bool, spans: Mapping[TableId, Spans] | None = None
+    ) -> Checkpoint:
+        """The checkpoint that ends `batch`. `listed` asks for ends and generations, which other cases have anyway. `spans` says
+        where the records are, if that is not simply behind the others.
 
         `draft.continues` may name the last checkpoint or the last cut, nothing else (B4).
         """
         number, previous = self.mark.number + 1, draft.continues or self.mark
         assert previous in (self.mark, self.cut_mark), f"{previous} is neither the last checkpoint nor the last cut"
-        spans, counts = {}, {}
+        placed, counts = dict(spans or {}), {}
         for table, records in batch.items():
             count = len(records.values)
             assert len(records.keys) == count, f"{table}: {len(records.keys)} keys, {count} values"
             if count:
-                begin = self.ends.get(table, 0)
-                spans[table] = Span(begin, begin + count, count)
+                if spans is None:
+                    (begin,) = self.ends.get(table, (0,))
+                    placed[table] = (Span(begin, begin + count, count),)
+                assert sum(span.count for span in placed[table]) == count, f"{table}: {placed[table]}, not {count}"
                 counts[table] = {chr(op): n for op, n in sorted(Counter(map(_op_of, records.values)).items())}
         checkpoint = Checkpoint(
             self.log_id,
@@ -150,7 +162,7 @@ class Chain:
             writer,
             draft.position,
             draft.cut,
-            spans,
+            placed,
             counts,
             draft.commit_ms,
             draft.begun,
@@ -163,7 +175,7 @@ class Chain:
         states = self.path(checkpoint) | self.changes(checkpoint)
         return replace(
             checkpoint,
-            ends=self.ends | {table: span.end for table, span in spans.items()},
+            ends=self.ends | {table: tuple(span.end for span in spans) for table, spans in placed.items()},
             generations={table: state.generation for table, state in states.items()},
         )
 
@@ -180,7 +192,11 @@ class Chain:
         changed: dict[TableId, TableState] = {}
         before = self.cut_tables if self.abandons(checkpoint) else self.tables
         for table, generation, keyless in checkpoint.begun:
-            changed[table] = TableState(generation, keyless, before[table].facts if table in before else None)
+            was = before.get(table, _UNBEGUN)
+            changed[table] = was._replace(generation=generation, keyless=keyless, begun=checkpoint.number)
+        for table in checkpoint.finished:
+            if (state := changed.get(table) or before.get(table)) is not None:
+                changed[table] = state._replace(loaded=state.begun)
         for table, facts in checkpoint.facts.items():
             if (state := changed.get(table) or before.get(table)) is not None:
                 changed[table] = state._replace(facts=facts)
@@ -199,10 +215,14 @@ class Chain:
 
     def count(self, checkpoint: Checkpoint) -> None:
         """Take in the ends of a checkpoint. Raises ValueError when its ranges do not begin where those before it end."""
-        for table, span in checkpoint.spans.items():
-            if span.end - span.begin != span.count or span.begin != self.ends.get(table, 0):
-                detail = f"{table} is at {self.ends.get(table, 0)}, not {span.begin}"
-                raise ValueError(f"checkpoint {checkpoint.number}: {detail}")
-            self.ends[table] = span.end
+        for table, spans in checkpoint.spans.items():
+            ends = self.ends.get(table, (0,) * len(spans))
+            if len(ends) != len(spans) or not all(map(self._continues, ends, spans)):
+                raise ValueError(f"checkpoint {checkpoint.number}: {table} is at {ends}, not {spans}")
+            self.ends[table] = tuple(span.end for span in spans)
         if checkpoint.ends is not None and checkpoint.ends != self.ends:
             raise ValueError(f"checkpoint {checkpoint.number} lists other ends than the ranges before it")
+
+    def _continues(self, end: int, span: Span) -> bool:
+        follows = span.begin == end if self.dense else span.begin >= end
+        return follows and span.end - span.begin == span.count

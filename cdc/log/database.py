@@ -17,7 +17,7 @@ from cdc.errors import CdcError, Unavailable
 from cdc.log.checkpoint import random_id
 
 MAGIC = 0x50656E73  # PRAGMA application_id: "Pens"
-FORMAT = 1  # PRAGMA user_version
+FORMAT = 2  # PRAGMA user_version
 PAGE_BYTES = 8192  # larger ones append large frames a little faster, and cost each small append several times its bytes
 AUTOCHECKPOINT_BYTES = 32 << 20  # of write-ahead log; measured: 16 MiB took up to twice the time per row, 64 no less
 BUSY_S = 10.0  # others hold a lock for milliseconds; longer means that one is stuck
@@ -96,7 +96,7 @@ def _verify(connection: sqlite3.Connection, path: Path, kind: str, log_id: str |
     magic, version = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
     if magic != MAGIC:
         raise CdcError("CDC-LOG-102", f"its magic is {magic:#x}, not {MAGIC:#x}", where=str(path))
-    if version > FORMAT:
+    if version != FORMAT:
         raise CdcError("CDC-LOG-103", f"format {version}; this version knows {FORMAT}", where=str(path))
     found_id, found_kind = connection.execute("SELECT id, kind FROM log").fetchone()
     if found_kind != kind or (log_id is not None and found_id != log_id):

@@ -6,7 +6,7 @@ some call, never between two. Only SQLite ever opens the files: see `cdc.log.dat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cdc.errors import CdcError
@@ -15,6 +15,7 @@ from cdc.log.folder import Folder, WriterLock
 from cdc.log.reader import Reader
 from cdc.log.segment import Segment, create_segment
 from cdc.log.side_files import Hints, Schemas, Signals
+from cdc.log.survey import FolderSurveyor
 from cdc.log.writer import Limits, Writer
 from cdc.records import Batch
 from cdc.table import TableId
@@ -114,6 +115,12 @@ class EmbeddedLog:
 
     def schema(self, schema_id: int) -> Json:
         return self._schemas.schema(schema_id)
+
+    def subjects(self) -> Mapping[str, Sequence[int]]:
+        return self._schemas.subjects()
+
+    def look(self) -> FolderSurveyor:
+        return FolderSurveyor(self._folder.path)
 
     def signal(self, kind: str, details: Json) -> int:
         return self._signals.add(kind, details)

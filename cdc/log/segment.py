@@ -31,14 +31,15 @@ _TABLES = (
     # `body` comes last: to look at the other columns SQLite does not follow a large row's overflow pages.
     "CREATE TABLE frames (id INTEGER PRIMARY KEY, partition TEXT, begin INTEGER, count INTEGER, crc INTEGER, body BLOB)",
     # One row each time that a checkpoint says something anew of a table; a new segment starts with those that still count.
-    "CREATE TABLE states (partition TEXT, checkpoint INTEGER, generation INTEGER, keyless INTEGER, facts TEXT,"
-    " PRIMARY KEY (partition, checkpoint)) WITHOUT ROWID",
+    "CREATE TABLE states (partition TEXT, checkpoint INTEGER, generation INTEGER, keyless INTEGER, facts TEXT, begun INTEGER,"
+    " loaded INTEGER, PRIMARY KEY (partition, checkpoint)) WITHOUT ROWID",
     "CREATE TABLE intents (id INTEGER PRIMARY KEY, after INTEGER, epoch INTEGER, details TEXT)",
 )
-_ADD_STATE = "INSERT INTO states VALUES (?, ?, ?, ?, ?)"
+_ADD_STATE = "INSERT INTO states VALUES (?, ?, ?, ?, ?, ?, ?)"
 # SQLite takes the other columns from the row with the maximum.
 _STATES = (
-    "SELECT partition, max(checkpoint), generation, keyless, facts FROM states WHERE checkpoint <= ? GROUP BY partition"
+    "SELECT partition, max(checkpoint), generation, keyless, facts, begun, loaded FROM states"
+    " WHERE checkpoint <= ? GROUP BY partition"
 )
 
 Row = tuple[object, ...]
@@ -168,9 +169,13 @@ class Segment:
     def states(self, number: int) -> dict[TableId, TableState]:
         """The state of every table that has begun, as of checkpoint `number`, which is the last cut or later."""
         found = {}
-        for text, _, generation, keyless, facts in self._rows(_STATES, number):
-            assert isinstance(generation, int)
-            found[table_id(str(text))] = TableState(generation, bool(keyless), json.loads(str(facts)))
+        for row in self._rows(_STATES, number):
+            match row:
+                case [str(text), _, int(generation), int(keyless), str(facts), int(begun), int() | None as loaded]:
+                    state = TableState(generation, bool(keyless), json.loads(facts), begun, loaded)
+                    found[table_id(text)] = state
+                case _:
+                    raise self.damaged("the state of a table has a wrong form")
         return found
 
     def bytes_after(self, number: int) -> int:
@@ -190,7 +195,7 @@ class Segment:
 
     def batch(self, stored: Stored, wanted: Callable[[TableId], bool]) -> Batch:
         """The records of the wanted tables, their number verified; frames of others are not read."""
-        spans = {table: span for table, span in stored.checkpoint.spans.items() if wanted(table)}
+        spans = {table: span for table, (span,) in stored.checkpoint.spans.items() if wanted(table)}
         if not spans:
             return {}
         frames: dict[TableId, list[int]] = {table: [] for table in spans}
@@ -228,7 +233,7 @@ class Segment:
             assert isinstance(count, int)
             span = found.setdefault(str(text), [begin, begin])
             span[1] += count
-        expected = {table_text(table): [span.begin, span.end] for table, span in stored.checkpoint.spans.items()}
+        expected = {table_text(table): [span.begin, span.end] for table, (span,) in stored.checkpoint.spans.items()}
         if found != expected:
             raise self.damaged(f"checkpoint {stored.checkpoint.number}: its ranges are not those of its records")
 
@@ -274,8 +279,8 @@ class Segment:
         self._connection.executemany(
             _ADD_STATE,
             [
-                (table_text(table), number, state.generation, int(state.keyless), json.dumps(state.facts))
-                for table, state in changes.items()
+                (table_text(table), number, s.generation, int(s.keyless), json.dumps(s.facts), s.begun, s.loaded)
+                for table, s in changes.items()
             ],
         )
         self._connection.executemany(

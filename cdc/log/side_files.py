@@ -97,6 +97,13 @@ class Schemas(_SideFile):
         found = self.rows("SELECT subject FROM subjects ORDER BY subject LIMIT 1")
         return [str(subject) for (subject,) in found]
 
+    def subjects(self) -> dict[str, list[int]]:
+        """The ids of each subject's versions, in order."""
+        found: dict[str, list[int]] = {}
+        for subject, schema_id in self.rows("SELECT subject, id FROM subjects ORDER BY subject, version"):
+            found.setdefault(str(subject), []).append(int(str(schema_id)))
+        return found
+
     @staticmethod
     def _place(connection: sqlite3.Connection, schema_id: int, body: str) -> int:
         while found := connection.execute("SELECT body FROM schemas WHERE id = ?", (schema_id,)).fetchall():

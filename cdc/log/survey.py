@@ -6,29 +6,20 @@ The invariant: nothing here writes or locks, so looking at a pipeline never dist
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 from cdc.errors import CdcError
-from cdc.log import Checkpoint, Mark, TableState
+from cdc.log import Checkpoint, Mark, Survey
 from cdc.log.checkpoint import LISTED_EVERY
 from cdc.log.folder import Folder
 from cdc.log.segment import Segment
 from cdc.table import TableId
 
 
-class Survey(NamedTuple):
-    """The log's end as a reader sees it. `events` counts every event of a table that was ever written."""
-
-    last: Checkpoint | None
-    tables: Mapping[TableId, TableState]
-    events: Mapping[TableId, int]
-
-
-class Surveyor:
-    """Looks at the log in `path`; close it. Raises CDC-LOG-101 when there is none."""
+class FolderSurveyor:
+    """See `cdc.log.Surveyor`: looks at the log in `path`; close it. Raises CDC-LOG-101 when there is none."""
 
     def __init__(self, path: Path) -> None:
         self._folder, self._stack = Folder(path), ExitStack()
@@ -38,7 +29,7 @@ class Surveyor:
         self._opened: dict[int, Segment] = {}
         self.log_id = self._segment(self._firsts[-1]).log_id()
 
-    def __enter__(self) -> Surveyor:
+    def __enter__(self) -> FolderSurveyor:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,8 +70,8 @@ class Surveyor:
         events: dict[TableId, int] = {}
         for number in range(max(first, last.number // LISTED_EVERY * LISTED_EVERY), last.number + 1):
             if (checkpoint := self._checkpoint(number)) is not None:
-                events.update(checkpoint.ends or {})
-                events.update((table, span.end) for table, span in checkpoint.spans.items())
+                events.update((table, end) for table, (end,) in (checkpoint.ends or {}).items())
+                events.update((table, span.end) for table, (span,) in checkpoint.spans.items())
         return Survey(last, segment.states(last.number), events)
 
     def mark_before(self, number: int) -> Mark:
@@ -102,7 +93,7 @@ class Surveyor:
         while count > 0 and number > self._firsts[0]:
             number -= 1
             if (checkpoint := self._checkpoint(number)) is not None:
-                count -= sum(span.count for table, span in checkpoint.spans.items() if wanted(table))
+                count -= sum(rows for table, rows in checkpoint.rows.items() if wanted(table))
         return self.mark_before(number)
 
     def backlog_bytes(self, after: int) -> int:

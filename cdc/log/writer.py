@@ -149,8 +149,8 @@ class Writer:
             counted = Counter[TableId]()
             for table, frame in frames:
                 counted[table] += frame.size
-            assert counted == {table: span.end - span.begin for table, span in checkpoint.spans.items()}
-            placed = [(table_text(table), checkpoint.spans[table].begin, frame) for table, frame in frames]
+            assert counted == checkpoint.rows
+            placed = [(table_text(table), checkpoint.spans[table][0].begin, frame) for table, frame in frames]
             with self._segment.transaction(self._id):
                 self._segment.add(checkpoint, self._next_frame, placed, chain.changes(checkpoint))
             self._check_current()

@@ -158,7 +158,7 @@ def test_an_appended_batch_is_read_as_it_was(log: Log) -> None:
     assert checkpoint.finished == (ODD,)
     assert checkpoint.commit_ms == (5, 9)
     assert checkpoint.facts == {A: {"facts": 1}}
-    assert checkpoint.spans == {A: Span(0, 3, 3), B: Span(0, 2, 2), ODD: Span(0, 1, 1)}
+    assert checkpoint.spans == {A: (Span(0, 3, 3),), B: (Span(0, 2, 2),), ODD: (Span(0, 1, 1),)}
     assert checkpoint.counts == {A: {"c": 1, "u": 2}, B: {"c": 2}, ODD: {"d": 1}}
     assert checkpoint.written_ms > 1_700_000_000_000
 
@@ -176,13 +176,13 @@ def test_numbers_are_dense_and_each_checkpoint_continues_the_one_before(log: Log
 def test_each_partition_continues(log: Log) -> None:
     log.open_writer()
     spans = [log.append({A: rows(n)} | ({B: rows(1)} if n == 2 else {}), draft()).spans for n in (3, 2, 4)]
-    assert [span[A] for span in spans] == [Span(0, 3, 3), Span(3, 5, 2), Span(5, 9, 4)]
-    assert [span.get(B) for span in spans] == [None, Span(0, 1, 1), None]
+    assert [span[A] for span in spans] == [(Span(0, 3, 3),), (Span(3, 5, 2),), (Span(5, 9, 4),)]
+    assert [span.get(B) for span in spans] == [None, (Span(0, 1, 1),), None]
 
 
 def test_a_table_without_records_is_not_touched(log: Log) -> None:
     log.open_writer()
-    assert log.append({A: Records(), B: rows(1)}, draft()).spans == {B: Span(0, 1, 1)}
+    assert log.append({A: Records(), B: rows(1)}, draft()).spans == {B: (Span(0, 1, 1),)}
     assert [plain(batch).keys() for _, batch in available(log, start(log))] == [{B}]
 
 
@@ -212,13 +212,13 @@ def test_a_writers_first_checkpoint_and_each_256th_list_everything(harness: Harn
     log.append({A: rows(2)}, draft(begun=(Begun(A, 1, False),)))
     made = [log.append({B: rows(1)}, draft()) for _ in range(260)]
     assert made[255].number == 256
-    assert made[255].ends == {A: 2, B: 256}
+    assert made[255].ends == {A: (2,), B: (256,)}
     assert made[255].generations == {A: 1}
     log.close()
     log = harness.open()
     log.open_writer()
     first = log.append({A: rows(1)}, draft(begun=(Begun(B, 7, True),)))
-    assert first.ends == {A: 3, B: 260}
+    assert first.ends == {A: (3,), B: (260,)}
     assert first.generations == {A: 1, B: 7}
     assert available(log, made[-1].mark)[0][0] == first
 
@@ -238,9 +238,9 @@ def test_a_successor_finds_the_end(harness: Harness) -> None:
     assert state.last == last
     assert state.cut is not None
     assert (state.cut.number, state.cut.position.sequence) == (6, 6)
-    assert state.tables == {A: TableState(3, False, None)}
+    assert state.tables == {A: TableState(3, False, None, 3)}
     made = successor.append({A: rows(1)}, draft())
-    assert (made.number, made.spans[A]) == (10, Span(55, 56, 1))
+    assert (made.number, made.spans[A]) == (10, (Span(55, 56, 1),))
     assert last is not None
     assert made.previous == last.mark
     assert made.writer != last.writer
@@ -252,7 +252,7 @@ def test_the_state_of_tables_is_the_newest_of_what_checkpoints_said(log: Log) ->
     log.append({}, draft(facts={A: {"v": 2}}))
     log.append({}, draft(begun=(Begun(B, 2, False),), facts={B: {"v": 3}}))
     log.append({A: rows(1)}, draft())
-    assert log.open_writer().tables == {A: TableState(1, False, {"v": 2}), B: TableState(2, False, {"v": 3})}
+    assert log.open_writer().tables == {A: TableState(1, False, {"v": 2}, 0), B: TableState(2, False, {"v": 3}, 2)}
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_an_overtaken_writer_wrote_nothing(harness: Harness) -> None:
     with pytest.raises(Superseded):
         old.append({A: rows(1)}, draft())
     made = new.append({A: rows(2)}, draft())
-    assert (made.number, made.spans[A]) == (0, Span(0, 2, 2))
+    assert (made.number, made.spans[A]) == (0, (Span(0, 2, 2),))
     assert [c for c, _ in available(new, start(new))] == [made]
 
 
@@ -293,7 +293,7 @@ def test_a_cut_may_be_far_behind(harness: Harness) -> None:
     log.close()
     log = harness.open()
     assert log.open_writer().cut == cut
-    assert log.append({A: rows(1)}, draft()).spans[A].begin == 600
+    assert log.append({A: rows(1)}, draft()).spans[A][0].begin == 600
 
 
 # ----------------------------------------------------------------------------------------------------------------- intents
@@ -325,13 +325,13 @@ def test_a_new_epoch_may_continue_the_last_cut(log: Log) -> None:
     made = log.append({A: rows(1)}, draft(epoch=1, cut=False, continues=cut.mark))
     assert made.number == 3
     assert made.previous == cut.mark
-    assert made.spans[A] == Span(4, 5, 1)  # records of abandoned checkpoints are still there
+    assert made.spans[A] == (Span(4, 5, 1),)  # records of abandoned checkpoints are still there
     assert made.generations == {A: 1}
     read = [c for c, _ in available(log, start(log))]
     assert read == [cut, *dropped, made], "abandoned checkpoints are delivered too"
     state = log.open_writer()
     assert (state.last, state.cut) == (made, cut)
-    assert state.tables == {A: TableState(1, False, "one")}
+    assert state.tables == {A: TableState(1, False, "one", 0)}
 
 
 def test_a_first_epoch_without_a_cut_is_abandoned_whole(log: Log) -> None:
@@ -412,9 +412,7 @@ def test_several_readers_and_a_writer_at_once(harness: Harness) -> None:
                         if item is not None:
                             checkpoint, batch = item
                             assert checkpoint.number == mark.number + 1
-                            assert {t: len(r) for t, r in batch.items()} == {
-                                t: s.count for t, s in checkpoint.spans.items()
-                            }
+                            assert {t: len(r) for t, r in batch.items()} == checkpoint.rows
                             mark = checkpoint.mark
                         if mark.number == number - 1 or rng.random() < 0.02:
                             break
@@ -564,8 +562,8 @@ def test_the_last_cut_is_never_dropped(harness: Harness) -> None:
     log = harness.open(retention="applied")
     state = log.open_writer()
     assert (state.cut, state.last) == (cut, last)
-    assert state.tables == {A: TableState(3, False, [1])}
-    assert log.append({A: rows(1)}, draft()).spans[A].begin == 600
+    assert state.tables == {A: TableState(3, False, [1], 40)}
+    assert log.append({A: rows(1)}, draft()).spans[A][0].begin == 600
 
 
 def test_a_log_goes_on_after_retention(harness: Harness) -> None:
@@ -597,3 +595,23 @@ def test_closing_twice_is_closing(log: Log) -> None:
     log.open_writer()
     log.close()
     log.close()
+
+
+def test_the_state_of_a_table_names_the_begin_of_its_last_whole_load(log: Log) -> None:
+    log.open_writer()
+    log.append({}, draft(begun=(Begun(A, 1, False), Begun(B, 1, False))))
+    log.append({A: rows(1)}, draft(finished=(A,)))
+    log.append({}, draft(begun=(Begun(A, 2, False),)))
+    assert log.open_writer().tables == {A: TableState(2, False, None, 2, 0), B: TableState(1, False, None, 0, None)}
+    log.append({A: rows(1)}, draft(finished=(A, B)))
+    assert log.open_writer().tables == {A: TableState(2, False, None, 2, 2), B: TableState(1, False, None, 0, 0)}
+
+
+def test_subjects_list_their_versions(harness: Harness) -> None:
+    log = harness.open()
+    assert log.subjects() == {}
+    first, second = ({"type": "record", "name": "r", "fields": [{"name": n, "type": "int"}]} for n in "ab")
+    ids = [log.register("s.t-value", schema) for schema in (first, second, first)]
+    log.register("s.t-key", first)
+    assert ids[0] == ids[2] != ids[1]
+    assert harness.open().subjects() == {"s.t-key": [ids[0]], "s.t-value": ids[:2]}

@@ -18,9 +18,9 @@ from cdc.commands.copy import End, lines
 from cdc.commands.picture import Picture, SinkView, TableView
 from cdc.errors import CdcError, Unavailable
 from cdc.health import LAG_MAX_S, SILENT_MAX_S, LagClock, service_problems
-from cdc.log import Begun, Checkpoint, Draft, Mark, TableState
+from cdc.log import Begun, Checkpoint, Draft, Mark, Survey, TableState
 from cdc.log.embedded import EmbeddedLog
-from cdc.log.survey import Survey, Surveyor
+from cdc.log.survey import FolderSurveyor
 from cdc.position import Position
 from cdc.records import Records
 from cdc.supervise import State
@@ -261,11 +261,11 @@ def writer(tmp_path: Path) -> Iterator[Writer]:
 
 
 def test_a_survey_beside_the_writer(writer: Writer, tmp_path: Path) -> None:
-    with Surveyor(tmp_path / "log") as surveyor:
+    with FolderSurveyor(tmp_path / "log") as surveyor:
         assert surveyor.survey() == Survey(None, {}, {})
         assert surveyor.mark_before_events(5, lambda _table: True) == Mark(-1, writer.log.id)
     marks = [writer.event("y" * 1000).mark for _ in range(600)]
-    with Surveyor(tmp_path / "log") as surveyor:
+    with FolderSurveyor(tmp_path / "log") as surveyor:
         survey = surveyor.survey()
         assert survey.last is not None
         assert survey.last.number == 599
@@ -291,13 +291,13 @@ def test_tail_beside_a_writer(
     file.write_text(
         f"pipeline: orders-key\nsource: postgresql://db/shop\nlog: {tmp_path / 'log'}\nsinks: {{w: postgresql://db/w}}\n"
     )
-    marked = Surveyor.mark_before_events
+    marked = FolderSurveyor.mark_before_events
 
-    def late(self: Surveyor, count: int, wanted: Any) -> Mark:
+    def late(self: FolderSurveyor, count: int, wanted: Any) -> Mark:
         writer.event()
         return marked(self, count, wanted)
 
-    monkeypatch.setattr(Surveyor, "mark_before_events", late)
+    monkeypatch.setattr(FolderSurveyor, "mark_before_events", late)
     assert tail.run(as_json=False, file=file, tables=(), count=1, follow=False) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
 
@@ -318,7 +318,7 @@ def test_retention_waits_for_a_sink_that_is_yet_to_start(tmp_path: Path) -> None
 
 def test_no_log_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CdcError) as raised:
-        Surveyor(tmp_path / "nothing")
+        FolderSurveyor(tmp_path / "nothing")
     assert raised.value.code == "CDC-LOG-101"
     assert not (tmp_path / "nothing").exists()
 
