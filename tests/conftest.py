@@ -8,12 +8,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import hypothesis
 import pytest
 
 from tests import servers
 from tests.servers import Database, Server
+
+if TYPE_CHECKING:  # Only a test that asks for a broker imports its client.
+    from tests.servers.kafka import Kafka
+
+T = TypeVar("T")
+
+NEEDS_SERVER = {"postgres", "private_postgres", "kafka", "private_kafka"}
 
 # Random in CI too, which hypothesis would not be by itself; a failure prints what repeats it. No deadline: the machine is shared.
 hypothesis.settings.register_profile("penstock", deadline=None, derandomize=False, database=None, print_blob=True)
@@ -31,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"postgres", "private_postgres"} & set(getattr(item, "fixturenames", ())):
+        if NEEDS_SERVER & set(getattr(item, "fixturenames", ())):
             item.add_marker("server")
 
 
@@ -39,7 +47,7 @@ def pytest_sessionfinish() -> None:
     servers.stop_all()
 
 
-def provided(start: Callable[[], Server]) -> Server:
+def provided(start: Callable[[], T]) -> T:
     """What `start` gives; where it cannot, the test is skipped with the reason, and fails in CI, where all must be there."""
     try:
         return start()
@@ -100,3 +108,23 @@ def private_postgres() -> Iterator[Callable[..., Server]]:
             return server
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    """The session's broker, for clients without login and TLS. A test makes topics of its own on it, and drops them."""
+    with ExitStack() as stack:
+        yield provided(lambda: stack.enter_context(_kafka()))
+
+
+@pytest.fixture
+def private_kafka() -> Iterator[Callable[..., Kafka]]:
+    """Starts brokers that the test has for itself, to kill, suspend and configure: `private_kafka(sasl=True, properties={…})`."""
+    with ExitStack() as stack:
+        yield lambda **options: provided(lambda: stack.enter_context(_kafka(**options)))
+
+
+def _kafka(**options: Any) -> Kafka:
+    from tests.servers.kafka import Kafka
+
+    return Kafka(**options)
