@@ -5,18 +5,20 @@
 | CDC-CFG | configuration, command line | `config` |
 | CDC-PG | Postgres as a source | `postgres` |
 | CDC-LOG | the log | `log` |
+| CDC-KAFKA | Kafka as the log | `kafka` |
 | CDC-TGT | targets | `target` |
 | CDC-RUN | processes and services | `run` |
 | CDC-DEMO | the demo's own Postgres | `demo` |
 """
 
-from cdc.catalogue import config, demo, log, postgres, run, target
+from cdc.catalogue import config, demo, kafka, log, postgres, run, target
 from cdc.errors import Entry
 
 CATALOGUE: dict[str, Entry] = {
     **config.ENTRIES,
     **postgres.ENTRIES,
     **log.ENTRIES,
+    **kafka.ENTRIES,
     **target.ENTRIES,
     **run.ENTRIES,
     **demo.ENTRIES,
