@@ -36,9 +36,12 @@ from cdc.config_problems import add_problems
 from cdc.config_values import (
     Address,
     Bind,
+    Brokers,
+    ClientOptions,
     Count,
     DatabaseUrl,
     FolderPath,
+    MessagePrefixes,
     Mistakes,
     Name,
     PublicationName,
@@ -48,6 +51,7 @@ from cdc.config_values import (
     SlotName,
     TableName,
     Tables,
+    TopicName,
     check_scheme,
 )
 from cdc.errors import CdcError
@@ -89,6 +93,9 @@ class SourceConfig(UrlSection):
     heartbeat_s: Seconds = 10
     """How often a quiet source gets a sign of life, so that its log can be forgotten."""
 
+    messages: MessagePrefixes = ()
+    """Prefixes of logical messages (`pg_logical_emit_message(true, prefix, …)`) to capture; `*` is any run of characters."""
+
 
 class TableRule(Section):
     """What differs for one table."""
@@ -96,31 +103,88 @@ class TableRule(Section):
     insert_only: bool = False
     """Capture inserts alone: for a table without key or replica identity whose rows are never changed."""
 
+    topic: TopicName = ""
+    """Its Kafka topic. Default: `<pipeline>.<schema>.<table>`."""
+
 
 class LogConfig(Section):
-    """The embedded log: a path, or a mapping."""
+    """The log between capture and sinks: a folder, `kafka://host:port,host:port`, or a mapping."""
 
     path: FolderPath = Path()
-    """Its folder, relative to the pipeline file. Default: `./penstock/<pipeline>.log/`."""
+    """The embedded log's folder, relative to the pipeline file. Default: `./penstock/<pipeline>.log/`."""
 
-    segment_bytes: Size = 256 << 20
-    """The size at which a new segment file begins. Retention deletes whole segments."""
+    url: Brokers = ""
+    """Kafka instead of a folder: `kafka://broker1:9092,broker2:9092`."""
 
     retention: Literal["forever", "applied"] = "forever"
     """`forever` keeps the whole history, from which targets can be rebuilt and added; `applied` keeps what a sink still needs."""
 
+    segment_bytes: Size = 256 << 20
+    """Embedded: the size at which a new segment file begins. Retention deletes whole segments."""
+
     free_bytes_min: Size = 256 << 20
-    """Capture stops before less than this is free on the disk."""
+    """Embedded: capture stops before less than this is free on the disk."""
+
+    replication: Count | None = None
+    """Kafka: copies of each topic. Default: three, or as many as there are brokers."""
+
+    partitions: Count = 1
+    """Kafka: partitions of each keyed table's topic, fixed when the topic is created. A table without key has one."""
+
+    record_bytes_max: Size = 16 << 20
+    """Kafka: the largest record; topics and clients are set accordingly. The brokers' request limit (100 MB) is the end of it."""
+
+    options: ClientOptions = Field(default_factory=dict)
+    """Kafka: options of librdkafka, such as `security.protocol`, `sasl.mechanism`, `ssl.ca.location`."""
+
+    @property
+    def where(self) -> str:
+        """The log as messages name it."""
+        return f"kafka://{self.url}" if self.url else str(self.path)
 
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         if isinstance(value, str):
+            if value.partition("://")[0].lower() == "kafka":
+                return {"url": value}
             if "://" in value:
                 check_scheme(value)
-                raise ValueError("must be a folder; other logs are not in this version")
+                raise ValueError("must be a folder, or kafka://host:port")
             return {"path": value}
         return value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        embedded, kafka = (
+            {"path", "segment_bytes", "free_bytes_min"},
+            {"replication", "partitions", "record_bytes_max", "options"},
+        )
+        wrong = self.model_fields_set & (embedded if self.url else kafka)
+        if wrong:
+            kind = "a Kafka log has no such option" if self.url else "only a Kafka log has this option: give it a url"
+            raise Mistakes([((name,), kind) for name in sorted(wrong)])
+        return self
+
+
+class RegistryConfig(UrlSection):
+    """An external schema registry with the Confluent API: a URL, or a mapping. Default: Penstock's own, see `cdc registry`."""
+
+    url: str
+    """Where it is, such as `https://registry:8081`."""
+
+    options: ClientOptions = Field(default_factory=dict)
+    """Options of the registry's client, such as `basic.auth.user.info`, `ssl.ca.location`."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        scheme, separator, rest = url.partition("://")
+        if scheme.lower() not in ("http", "https") or not separator or not rest:
+            raise ValueError("must be a URL such as https://registry:8081")
+        if "@" in rest.partition("/")[0]:
+            raise ValueError("credentials do not belong in this URL: use `options`, such as basic.auth.user.info")
+        return url
 
 
 class SinkConfig(UrlSection):
@@ -170,6 +234,9 @@ class Config(Section):
 
     log: LogConfig = Field(default_factory=LogConfig, validate_default=True)
     """The log between capture and sinks."""
+
+    registry: RegistryConfig | None = None
+    """The schema registry that readers of the topics use. Default: Penstock's own."""
 
     sinks: dict[Name, SinkConfig] = Field(default_factory=dict)
     """Any number of targets, by name. The name marks the sink's place in its target: keep it."""
@@ -252,7 +319,7 @@ class Config(Section):
     @field_validator("log")
     @classmethod
     def _named_log(cls, log: LogConfig, info: ValidationInfo) -> LogConfig:
-        if "path" in log.model_fields_set:
+        if log.url or "path" in log.model_fields_set:
             return log
         folder = info.context["folder"] if info.context else Path()
         return log.model_copy(
@@ -266,6 +333,12 @@ class Config(Section):
             for table in self.rules
             if not self.tables.matches(table)
         ]
+        topics: dict[str, str] = {}
+        for table, rule in self.rules.items():
+            if rule.topic and (first := topics.setdefault(rule.topic, str(table))) != str(table):
+                mistakes.append((("rules", str(table), "topic"), f"it is the topic of {first} already"))
+            if rule.topic and not self.log.url:
+                mistakes.append((("rules", str(table), "topic"), "only a Kafka log has topics: give it a url"))
         earlier: list[tuple[str, SinkConfig]] = []
         for name, sink in self.sinks.items():
             if sink.url.location == self.source.url.location and not sink.rename.rules:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from cdc.secrets import Url
+from cdc.secrets import Url, register
 from cdc.selection import Pattern, Rename, TableFilter
 from cdc.suggest import did_you_mean
 from cdc.table import TableId
@@ -30,7 +30,10 @@ from cdc.table import TableId
 _NAME = re.compile(r"[a-z0-9_-]{1,40}\Z")
 _SLOT = re.compile(r"[a-z0-9_]{1,63}\Z")
 _SCHEMES = ("postgresql", "postgres")
-_LATER = ("kafka", "mysql", "mariadb", "mongodb", "mongodb+srv")
+_LATER = ("mysql", "mariadb", "mongodb", "mongodb+srv")
+_BROKER = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}\Z", re.ASCII)
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")
+_SECRET_OPTION = re.compile(r"password|secret|jaas|\.pem|credential|token|basic\.auth\.user\.info", re.IGNORECASE)
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?i?B)\Z", re.IGNORECASE)
 _UNITS = {"b": 1} | {
     f"{prefix}{unit}": base**power
@@ -86,6 +89,8 @@ def check_scheme(text: str) -> None:
     """Raises ValueError when this version has nothing behind the URL's scheme."""
     scheme, separator, _ = text.partition("://")
     scheme = scheme.lower()
+    if separator and scheme == "kafka":
+        raise ValueError("kafka:// can be the log, not a database")
     if separator and scheme in _LATER:
         raise ValueError(f"{scheme}:// is not in this version")
     if separator and scheme not in _SCHEMES:
@@ -98,6 +103,36 @@ def _url(value: Any) -> Url:
         raise ValueError("must be a URL such as postgresql://user@host:5432/database")
     check_scheme(value)
     return Url(value)
+
+
+def _brokers(value: Any) -> str:
+    """`host:port,host:port` out of a `kafka://` URL. Credentials are options of the client, not of the address."""
+    if not isinstance(value, str):
+        raise ValueError("must be a URL such as kafka://broker1:9092,broker2:9092")
+    scheme, separator, rest = value.partition("://")
+    if not separator or scheme.lower() != "kafka":
+        raise ValueError("must be a URL such as kafka://broker1:9092,broker2:9092")
+    if "@" in rest:
+        raise ValueError(
+            "credentials do not belong in this URL: use `options`, such as sasl.username and sasl.password"
+        )
+    brokers = rest.removesuffix("/")
+    if not all(_BROKER.match(broker) for broker in brokers.split(",")):
+        raise ValueError("the brokers are host:port, with commas between them")
+    return brokers
+
+
+def _topic(text: str) -> str:
+    if not _TOPIC.match(text) or text in (".", ".."):
+        raise ValueError("a topic's name is 1 to 249 of the characters a-z, A-Z, 0-9, ., _ and -")
+    return text
+
+
+def _options(options: dict[str, Any]) -> dict[str, str]:
+    """librdkafka takes text. Values whose names say that they are secret are hidden from here on."""
+    found = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
+    register(value for name, value in found.items() if _SECRET_OPTION.search(name))
+    return found
 
 
 def _size(value: Any) -> Any:
@@ -116,6 +151,14 @@ def _pattern(value: Any) -> Pattern:
     if not isinstance(value, str):
         raise ValueError("must be text: a table pattern such as public.*")
     return Pattern.parse(value)
+
+
+def _message_prefix(text: str) -> str:
+    if not text:
+        raise ValueError("must be a prefix, in which * stands for any run of characters")
+    if text.startswith("penstock."):
+        raise ValueError("prefixes that begin with penstock. are Penstock's own, and are never captured")
+    return text
 
 
 def _rename(rules: dict[str, str]) -> Rename:
@@ -148,9 +191,15 @@ Name = Annotated[str, AfterValidator(_name), Form("name")]
 SlotName = Annotated[str, AfterValidator(_slot), Form("name")]
 PublicationName = Annotated[str, AfterValidator(_publication), Form("name")]
 DatabaseUrl = Annotated[Url, PlainValidator(_url), PlainSerializer(str), Form("URL")]
+Brokers = Annotated[str, PlainValidator(_brokers), PlainSerializer(lambda brokers: f"kafka://{brokers}"), Form("URL")]
+TopicName = Annotated[str, AfterValidator(_topic), Form("name")]
+ClientOptions = Annotated[
+    dict[str, str], _made_of(dict[str, str | int | float | bool], _options), Form("option → value")
+]
 Count = Annotated[int, Field(gt=0), Form("number")]
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0), Form("bytes, or text such as 256MB")]
 Seconds = Annotated[float, Field(gt=0), Form("seconds")]
+MessagePrefixes = Annotated[tuple[Annotated[str, AfterValidator(_message_prefix)], ...], Form("list of prefixes")]
 Bind = Annotated[Address, PlainValidator(_address), PlainSerializer(str), Form("host:port")]
 FolderPath = Annotated[Path, AfterValidator(_within), PlainSerializer(str), Form("path")]
 Tables = Annotated[

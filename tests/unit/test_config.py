@@ -116,7 +116,7 @@ def test_all_mistakes_at_once_each_at_its_place(loaded: Loader) -> None:
         ("6:39", "log.retention: must be 'forever' or 'applied'"),
         ("7:18", "must be more than 0"),
         ("8:16", 'must be "host:port"'),
-        ("10:12", "kafka:// is not in this version"),
+        ("10:12", "kafka:// can be the log, not a database"),
         ("10:36", "does not fit"),
         ("10:63", "not a regular expression"),
         ("11:3", "1 to 40 of the characters"),
@@ -139,7 +139,19 @@ def test_all_mistakes_at_once_each_at_its_place(loaded: Loader) -> None:
         (MINIMAL + "sinks: {a: mysql://h/d}", "3:12: sinks.a: mysql:// is not in this version"),
         (MINIMAL + "sinks: {a: mongodb://h/d}", "mongodb:// is not in this version"),
         (MINIMAL + "sinks: {a: h/d}", "not a URL"),
-        (MINIMAL + "log: kafka://b:9092", "3:6: log: kafka:// is not in this version"),
+        (MINIMAL + "log: mysql://b:9092", "3:6: log: mysql:// is not in this version"),
+        (MINIMAL + "log: kafka://b", "3:6: log: the brokers are host:port"),
+        (MINIMAL + "log: kafka://u:pw@b:9092", "3:6: log: credentials do not belong in this URL"),
+        (MINIMAL + "log: {url: postgresql://b:9092}", "3:12: log.url: must be a URL such as kafka://"),
+        (MINIMAL + "log: {url: 'kafka://b:1', path: x}", "3:27: a Kafka log has no such option"),
+        (MINIMAL + "log: {partitions: 2}", "3:7: only a Kafka log has this option"),
+        (MINIMAL + "rules: {public.a: {topic: x}}", "3:20: only a Kafka log has topics"),
+        (
+            MINIMAL + "log: kafka://b:1\nrules: {public.a: {topic: x}, public.b: {topic: x}}",
+            "4:42: it is the topic of public.a already",
+        ),
+        (MINIMAL + "rules: {public.a: {topic: 'a b'}}", "a topic's name is"),
+        (MINIMAL + "registry: ftp://x", "registry: must be a URL such as https://"),
         (MINIMAL + "tabels: []", '3:1: unknown key "tabels"; did you mean "tables"?'),
         (MINIMAL + "zzz: []", "the keys here are pipeline, source"),
         (MINIMAL + "a: &x [*x]", "3:4: a value cannot contain itself"),
@@ -350,3 +362,18 @@ def test_renames_that_go_wrong() -> None:
     for rules in ({"(": "a.b"}, {"a": r"b.\1"}, {"(?P<n>a)": r"\g<m>.x"}):
         with pytest.raises(ValueError, match=r"regular expression|does not fit"):
             Rename.parse(rules)
+
+
+def test_a_kafka_log(loaded: Loader) -> None:
+    config = loaded(
+        MINIMAL + "log:\n  url: kafka://b1:9092,[::1]:9093/\n  partitions: 4\n"
+        "  options: {sasl.username: me, sasl.password: hush-hush-77, socket.keepalive.enable: true, retries: 5}\n"
+        "rules: {public.a: {topic: shop.first}}\n"
+        "registry: {url: 'https://registry:8081', options: {basic.auth.user.info: 'me:hush-hush-78'}}\n"
+    )
+    assert (config.log.url, config.log.where) == ("b1:9092,[::1]:9093", "kafka://b1:9092,[::1]:9093")
+    assert config.log.options["socket.keepalive.enable"] == "true"
+    assert config.log.options["retries"] == "5"
+    assert config.rules[TableId("public", "a")].topic == "shop.first"
+    assert config.registry is not None
+    assert secrets.redact("hush-hush-77 me:hush-hush-78") == "*** ***"
