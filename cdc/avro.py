@@ -174,6 +174,7 @@ def _form(logical: LogicalType) -> Json:
             "name": "VariableScaleDecimal",
             "namespace": "io.debezium.data",
             "fields": [{"name": "scale", "type": "int"}, {"name": "value", "type": "bytes"}],
+            "connect.doc": "Variable scaled decimal",
             "connect.version": 1,
             "connect.name": "io.debezium.data.VariableScaleDecimal",
         }
@@ -213,7 +214,7 @@ class TableSchemas(NamedTuple):
 
 def topic_of(pipeline: str, table: TableId) -> str:
     """`<pipeline>.<schema>.<table>`, Debezium's convention; parts that a topic name does not allow are encoded as `avro_name`."""
-    return ".".join(re.sub(r"[^A-Za-z0-9._-]", lambda m: avro_name(m[0]), part) for part in (pipeline, *table))
+    return re.sub(r"[^A-Za-z0-9._-]", lambda m: avro_name(m[0]), ".".join(filter(None, (pipeline, *table))))
 
 
 def schemas_of(pipeline: str, table: TableSchema, connector: str) -> TableSchemas:
@@ -263,8 +264,9 @@ def schemas_of(pipeline: str, table: TableSchema, connector: str) -> TableSchema
 
 
 def table_of(value_schema: Schema) -> TableSchema:
-    """The `TableSchema` that `schemas_of` was given, from the value schema alone."""
-    row = next(field["type"][1] for field in value_schema["fields"] if field["name"] == "before")
+    """The `TableSchema` that `schemas_of` was given, from the value schema alone; of messages, prefix and content."""
+    types = {field["name"]: field["type"] for field in value_schema["fields"]}
+    row = types["message"] if "message" in types else types["before"][1]
     columns = []
     for field in row["fields"]:
         ours = field["penstock"]
@@ -374,7 +376,7 @@ def read_header(value: bytes) -> Header:
 def decode_event(
     value_schema: Schema, value: bytes, key_schema: Schema | None = None, key: bytes | None = None
 ) -> ChangeEvent:
-    """One event from its framed bytes."""
+    """One event from its framed bytes. A message is the `after` of an event."""
     table = table_of(value_schema)
     names = {avro_name(column.name): column.name for column in table.columns}
 
@@ -382,7 +384,7 @@ def decode_event(
         return datum and {names[field]: item for field, item in datum.items() if names[field] not in without}
 
     datum = decode_datum(value_schema, value[HEADER_BYTES:])
-    unchanged = tuple(datum["unchanged"] or ())
+    unchanged = tuple(datum.get("unchanged") or ())
     decoded_key = (
         row(decode_datum(key_schema, key[HEADER_BYTES:])) if key is not None and key_schema is not None else None
     )
@@ -390,9 +392,9 @@ def decode_event(
         datum["op"],
         table,
         decoded_key,
-        row(datum["before"]),
-        row(datum["after"], frozenset(unchanged)),
+        row(datum.get("before")),
+        row(datum.get("after", datum.get("message")), frozenset(unchanged)),
         unchanged,
-        datum["moved"],
+        datum.get("moved"),
         datum["source"],
     )

@@ -42,7 +42,8 @@ def _part(text: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class TableFilter:
-    """Takes a table that some pattern includes and none excludes, in whatever order; without an including pattern, all others."""
+    """Takes a table that some pattern includes and none excludes, in whatever order; without an including pattern, all others.
+    What is no table (see `TableId`) is never taken."""
 
     patterns: tuple[Pattern, ...] = ()
 
@@ -52,8 +53,10 @@ class TableFilter:
 
     def matches(self, table: TableId) -> bool:
         includes = [pattern for pattern in self.patterns if not pattern.exclude]
-        return not any(pattern.exclude and pattern.matches(table) for pattern in self.patterns) and (
-            not includes or any(pattern.matches(table) for pattern in includes)
+        return (
+            bool(table.schema)
+            and not any(pattern.exclude and pattern.matches(table) for pattern in self.patterns)
+            and (not includes or any(pattern.matches(table) for pattern in includes))
         )
 
     def unmatched(self, tables: Iterable[TableId]) -> list[str]:
@@ -105,10 +108,13 @@ class Rename:
             if found := pattern.fullmatch(source):
                 renamed = found.expand(replacement)
                 try:
-                    return TableId.parse(renamed)
+                    target = TableId.parse(renamed)
                 except ValueError:
+                    target = TableId("", "")
+                if not target.schema:
                     detail = f"{pattern.pattern!r}: {replacement!r} makes {renamed!r} of {source}"
-                    raise CdcError("CDC-CFG-106", detail, where=source) from None
+                    raise CdcError("CDC-CFG-106", detail, where=source)
+                return target
         return table
 
     def targets(self, tables: Iterable[TableId]) -> dict[TableId, TableId]:

@@ -35,11 +35,13 @@ LOGICAL_KINDS = {
 }
 
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_$]*\Z")
-_PART = re.compile(r'"((?:[^"]|"")+)"|([^."]+)')
+_PART = re.compile(r'"((?:[^"]|"")*)"|([^."]+)')
 
 
 class TableId(NamedTuple):
-    """A table's name at the source. `str()` quotes a part that is not a plain lower-case name, so that it parses back."""
+    """A table's name at the source. `str()` quotes a part that is not a plain lower-case name, so that it parses back.
+
+    What is no table of a source but has events like one has an empty schema (`MESSAGES`): nothing loads it, and no sink takes it."""
 
     schema: str
     name: str
@@ -52,15 +54,19 @@ class TableId(NamedTuple):
         """The inverse of `str()`. Raises ValueError when `text` is not schema.table."""
         parts, at = [], 0
         while found := _PART.match(text, at):
-            parts.append(found[1].replace('""', '"') if found[1] else found[2])
+            parts.append(found[2] or found[1].replace('""', '"'))
             at = found.end() + 1
             if found.end() == len(text):
                 break
             if text[found.end()] != ".":
                 raise ValueError(f"not a table name: {text!r}")
-        if len(parts) != 2:
+        if len(parts) != 2 or not parts[1]:
             raise ValueError(f"not a table name of the form schema.table: {text!r}")
         return cls(parts[0], parts[1])
+
+
+MESSAGES = TableId("", "message")
+"""Messages that a source's applications write into its log (op `m`); the topic is `<pipeline>.message`, as Debezium's."""
 
 
 def _quoted(part: str) -> str:

@@ -276,6 +276,8 @@ def source(schema: TableSchema, sequence: int, snapshot: bool) -> dict[str, Valu
         "txId": None if snapshot else XID,
         "lsn": LSN,
         "xmin": None,
+        "origin": None,
+        "origin_lsn": None,
         "epoch": 3,
     }
 

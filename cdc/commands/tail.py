@@ -43,7 +43,8 @@ def run(*, as_json: bool, file: Path, tables: Sequence[str], count: int, follow:
     """Raises CDC-LOG-101 when there is no log yet, CDC-RUN-301 for a table that it does not hold."""
     config = load(file)
     with FolderSurveyor(wiring.log_path(config)) as surveyor:
-        wanted = chosen(tables, surveyor.survey().tables)
+        survey = surveyor.survey()
+        wanted = chosen(tables, {**survey.tables, **survey.events})
         after = surveyor.mark_before_events(count, wanted)
         # Only now, since a capture goes on writing: nothing is shown when the mark lies behind the last checkpoint.
         newest = surveyor.last()
@@ -71,7 +72,7 @@ def run(*, as_json: bool, file: Path, tables: Sequence[str], count: int, follow:
 
 
 def chosen(names: Sequence[str], known: Mapping[TableId, object]) -> Callable[[TableId], bool]:
-    """The tables that were named, or all. Raises CDC-RUN-301 for one that the log does not hold."""
+    """The tables that were named (`message` for messages), or all. Raises CDC-RUN-301 for one that the log does not hold."""
     tables = {known_table(name, known) for name in names}
     return lambda table: not tables or table in tables
 
@@ -138,7 +139,7 @@ def json_line(item: Item) -> str:
         "checkpoint": item.checkpoint,
         "sequence": int(event.source["sequence"]),
         "op": event.op,
-        "table": str(event.table.id),
+        "table": named(event.table.id),
         "key": readable_row(event, event.key),
         "before": readable_row(event, event.before),
         "after": readable_row(event, event.after),
@@ -154,20 +155,34 @@ def _bytes(value: Json) -> str:
 
 
 def text_line(item: Item) -> str:
-    """One event for people: checkpoint, commit time, op, table, key, then the row."""
+    """One event for people: checkpoint, commit time, op, table, key, then the row; a message's content where it is text."""
     event = item.event
     ts_ms = event.source.get("ts_ms")
     when = datetime.fromtimestamp(ts_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if ts_ms else "-"
-    parts = [f"{item.checkpoint:>8} {when} {event.op} {printable(str(event.table.id))}"]
+    parts = [f"{item.checkpoint:>8} {when} {event.op} {printable(named(event.table.id))}"]
     if event.key:
         parts.append(f"[{_fields(readable_row(event, event.key))}]")
-    if event.after is not None:
+    if event.after is not None and event.op == "m":
+        parts.append(_content(event.after["content"]))
+    elif event.after is not None:
         rest = {name: value for name, value in event.after.items() if name not in (event.key or {})}
         parts.append(_fields(readable_row(event, rest)))
         parts += [f"{printable(name)}=(unchanged)" for name in event.unchanged]
     elif event.before is not None and not event.key:
         parts.append(_fields(readable_row(event, event.before)))
     return for_stream(" ".join(part for part in parts if part), sys.stdout)
+
+
+def named(table: TableId) -> str:
+    """The table as `cdc tail` takes and shows it: messages, which are of none, by their topic's last part."""
+    return str(table) if table.schema else table.name
+
+
+def _content(content: bytes) -> str:
+    try:
+        return printable(content.decode())
+    except UnicodeDecodeError:
+        return f"base64 {_bytes(content)}"
 
 
 def _fields(row: Mapping[str, Json] | None) -> str:

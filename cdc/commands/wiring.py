@@ -67,6 +67,7 @@ def source(
                 slot_name=slot_name or config.source.slot,
                 publication=config.source.publication,
                 heartbeat_s=config.source.heartbeat_s,
+                messages=config.source.messages,
             )
     raise _unknown(config.source.url)
 

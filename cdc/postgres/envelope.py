@@ -19,11 +19,12 @@ class Transaction(NamedTuple):
     head: bytes  # version … db, and the branch of sequence
     times: bytes  # ts_us, ts_ns
     xid: bytes  # txId, and the branch of lsn
-    tail: bytes  # xmin, epoch, transaction, ts_ms, ts_us, ts_ns
+    tail: bytes  # xmin, origin, origin_lsn, epoch, transaction, ts_ms, ts_us, ts_ns
 
 
 class Origin:
-    """What all events of one connection share. `clock` says when they are processed, once per run."""
+    """What all events of one connection share. `clock` says when they are processed, once per run: `now_ms` is that as `ts_ms`.
+    `source_end` is the part of `tail` before the times."""
 
     def __init__(self, pipeline: str, database: str, epoch: int, version: str) -> None:
         names = (version, "postgresql", pipeline)
@@ -31,12 +32,14 @@ class Origin:
         # The union of `snapshot` has its string first.
         self._streamed = _NONE + string(b"false") + string(database.encode()) + _SOME
         self._read = _NONE + string(b"true") + string(database.encode()) + _SOME
-        self._epoch = _NONE + _SOME + zigzag(epoch) + _NONE
-        self._tail = self._epoch + _NONE * 3
+        self.source_end = _NONE * 3 + _SOME + zigzag(epoch) + _NONE
+        self.now_ms = _NONE
+        self._tail = self.source_end + _NONE * 3
 
     def clock(self, now_us: int) -> None:
         """Events are processed at `now_us` (Unix time) from here on."""
-        self._tail = self._epoch + b"".join(_SOME + zigzag(t) for t in (now_us // 1000, now_us, now_us * 1000))
+        self.now_ms = _SOME + zigzag(now_us // 1000)
+        self._tail = self.source_end + self.now_ms + b"".join(_SOME + zigzag(t) for t in (now_us, now_us * 1000))
 
     def transaction(self, xid: int, commit_us: int) -> Transaction:
         """A streamed transaction, committed at `commit_us` (Unix time)."""

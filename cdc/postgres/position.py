@@ -1,7 +1,7 @@
 """Where a Postgres stream stands: the JSON of `Position.stream`, and snapshots as Postgres writes them.
 
-The invariant (rule R2): a position is a complete transaction plus, inside the next one, the number of its raw row messages. No
-row's LSN is ever a position: those are neither monotonic nor unique.
+The invariant (rule R2): a position is a complete transaction plus, inside the next one, the number of its raw events. No row's
+LSN is ever a position: those are neither monotonic nor unique.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def lsn_int(text: str) -> int:
 
 
 class Open(NamedTuple):
-    """Inside a transaction: where its commit record starts, and how many of its raw row messages are behind us."""
+    """Inside a transaction: where its commit record starts, and how many of its raw events are behind us: rows, TRUNCATEs and
+    transactional messages, whether they are captured or not."""
 
     commit_lsn: int
     ordinal: int
@@ -89,7 +90,7 @@ class StreamPosition:
 
     def __str__(self) -> str:
         inside = (
-            f" + {self.open.ordinal} rows of the transaction at {lsn_text(self.open.commit_lsn)}" if self.open else ""
+            f" + {self.open.ordinal} events of the transaction at {lsn_text(self.open.commit_lsn)}" if self.open else ""
         )
         return f"{self.slot} {lsn_text(self.lsn)}{inside}"
 

@@ -1,7 +1,8 @@
 """The running stream, decoded into runs: what `PostgresSource.poll` does between its timers.
 
-The invariant (rules R2, R5): a run's position counts every raw row message since Begin, whatever is left out; and nothing new is
-accepted before the last captured transaction came again, equal, and after it, inside the open one, as many rows as were stored.
+The invariant (rules R2, R5): a run's position counts every raw event since Begin (rows, TRUNCATEs, transactional messages), whatever
+is left out; and nothing new is accepted before the last captured transaction came again, equal, and after it, inside the open
+one, as many events as were stored.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import psycopg
 
@@ -20,6 +21,7 @@ from cdc.postgres.codec import Encode, StreamCodec
 from cdc.postgres.envelope import Origin
 from cdc.postgres.envelope import Transaction as Shared
 from cdc.postgres.facts import Table
+from cdc.postgres.messages import Messages
 from cdc.postgres.pgoutput import (
     ROW_KINDS,
     XLOGDATA_BYTES,
@@ -32,12 +34,12 @@ from cdc.postgres.pgoutput import (
     Truncate,
 )
 from cdc.postgres.position import Open, Snapshot, StreamPosition, lsn_text, widen
-from cdc.postgres.relations import Relations, exact
+from cdc.postgres.relations import Known, NotBinary, Relations, exact
 from cdc.postgres.session import broken
 from cdc.postgres.stream import Stream
 from cdc.records import Records
 from cdc.source import Filter, Run
-from cdc.table import TableId, TableSchema
+from cdc.table import MESSAGES, TableId, TableSchema
 
 Json = Any
 
@@ -54,22 +56,9 @@ def _left_out(_frames: object, sequence: int) -> int:
     return sequence
 
 
-class NotBinary(Exception):
-    """A table has a column that the binary stream cannot carry: the stream must begin again in text mode."""
-
-
-class Known(NamedTuple):
-    """A Relation message, and what it means now; `codec` is None while the table is not captured."""
-
-    relation: Relation
-    id: TableId
-    schema: TableSchema | None
-    codec: StreamCodec | None
-
-
 @dataclass(slots=True)
 class _Transaction:
-    """The transaction that the stream is in. Its first `skip` rows are stored already."""
+    """The transaction that the stream is in. Its first `skip` events are stored already."""
 
     begin: Begin
     xid: int
@@ -90,6 +79,7 @@ class Reader:
         at: StreamPosition,
         sequence: int,
         relations: Relations,
+        messages: Messages,
         origin: Origin,
         *,
         binary: bool,
@@ -98,7 +88,8 @@ class Reader:
         looked_at: Callable[[TableId, Table | None], None],
     ) -> None:
         self.stream, self.position, self.sequence = stream, at, sequence
-        self._relations, self._origin, self._binary, self._mark_prefix = relations, origin, binary, mark_prefix
+        self._relations, self._messages, self._origin = relations, messages, origin
+        self._binary, self._mark_prefix = binary, mark_prefix
         self._xid_near, self._looked_at = xid_near, looked_at
         self._compare, self._reopen = at.commit_lsn is not None, at.open
         self._unseen = list(at.unseen)
@@ -242,10 +233,24 @@ class Reader:
                 self._relation(frame[_TABLE], message)
             case Truncate():
                 self._truncate(frame, message, head.start_lsn)
-            case Message(transactional=True, prefix=self._mark_prefix) if self._transaction:
-                self._transaction.marks.append(message.content.decode())
+            case Message(transactional=True):
+                self._message(message, len(frame))
             case _:
-                pass  # names of types and origins, and messages of others
+                pass  # names of types and origins, and messages outside of transactions
+
+    def _message(self, message: Message, size: int) -> None:
+        """Every one is counted, whoever wrote it, and a mark noted even where it is stored already: it comes back with the Commit."""
+        inside = self._transaction
+        if inside is None:
+            self._misplaced("Message")
+        if message.prefix == self._mark_prefix:
+            inside.marks.append(message.content.decode())
+        elif inside.ordinal >= inside.skip and self._messages.wants(message.prefix):
+            self.sequence += 1
+            records = self._run.records.setdefault(MESSAGES, Records())
+            self._messages.append(message, self.sequence, inside.shared, self._origin, records)
+        inside.ordinal += 1
+        self._budget -= size + ROW_BYTES
 
     def _begin(self, begin: Begin) -> None:
         if self._transaction:
@@ -280,7 +285,7 @@ class Reader:
             self._compare = False
             return
         if inside.ordinal < inside.skip:
-            self._other_history(f"the open transaction has {inside.ordinal} rows, {inside.skip} are stored")
+            self._other_history(f"the open transaction has {inside.ordinal} events, {inside.skip} are stored")
         self.position = replace(
             at,
             lsn=commit.end_lsn,
@@ -304,10 +309,8 @@ class Reader:
             # A table that has another name for a while is the same table: its changes are not to be missed meanwhile.
             relation = relation._replace(schema=renamed.schema, name=renamed.name)
         id_ = TableId(relation.schema, relation.name)
-        if id_ in self._drop.begun:
-            self._known[oid] = self._interpreted(relation, self._known.get(oid))
-        else:
-            self._known[oid] = Known(relation, id_, None, None)
+        before, captured = self._known.get(oid), id_ in self._drop.begun
+        self._known[oid] = self._interpreted(relation, before) if captured else Known(relation, id_, None, None)
 
     def _interpreted(self, relation: Relation, known: Known | None) -> Known:
         """What a Relation message means, with the catalog's help."""
@@ -335,13 +338,9 @@ class Reader:
 
     def _codec(self, oid: bytes, number: int) -> StreamCodec | None:
         """The table's codec, begun; None when its events are left out. Ends the run where the table's schema is another one."""
-        known = self._known.get(oid)
-        if known is None:
-            raise CdcError(
-                "CDC-PG-150", f"a row of relation {number}, which was not announced", where=str(self.position)
-            )
-        if known.id not in self._drop.begun or self._copied(known.id):
+        if not self._wanted(oid, number):
             return None
+        known = self._known[oid]
         if known.codec is None or known.schema is None:
             known = self._known[oid] = self._interpreted(known.relation, None)
         assert known.codec is not None
@@ -385,11 +384,11 @@ class Reader:
         inside.ordinal += 1
 
     def _wanted(self, oid: bytes, number: int) -> bool:
+        """Are this table's events captured?"""
         known = self._known.get(oid)
         if known is None:
-            raise CdcError(
-                "CDC-PG-150", f"a TRUNCATE of relation {number}, which was not announced", where=str(self.position)
-            )
+            detail = f"an event of relation {number}, which was not announced"
+            raise CdcError("CDC-PG-150", detail, where=str(self.position))
         return known.id in self._drop.begun and not self._copied(known.id)
 
     def _misplaced(self, what: str) -> NoReturn:

@@ -106,6 +106,19 @@ def from_stream(session: Session, relation: Relation, table: Table | None, inser
     return schema_of(session, id_, columns, lambda name: name not in not_null, key)
 
 
+class NotBinary(Exception):
+    """A table has a column that the binary stream cannot carry: the stream must begin again in text mode."""
+
+
+class Known(NamedTuple):
+    """A Relation message, and what it means now; `codec` is None while the table is not captured."""
+
+    relation: Relation
+    id: TableId
+    schema: TableSchema | None
+    codec: StreamCodec | None
+
+
 class SchemaIds(NamedTuple):
     """`key` is None for a keyless table."""
 

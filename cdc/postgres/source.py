@@ -4,8 +4,7 @@ Three sessions: the stream; `control` for marks, heartbeats and the catalog; one
 `stream.beat`, so the server hears from us by our own timer.
 
 The invariant (rule R1): the server is told to forget only what `confirm` was given, and even then keeps the last transaction
-before it, so that it is found again and compared at the next start (R5). Only changes of tables are captured: logical messages
-of others are not.
+before it, so that it is found again and compared at the next start (R5).
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ from cdc.postgres import facts, preflight, slot, sql
 from cdc.postgres.chunks import Chunks
 from cdc.postgres.envelope import Origin
 from cdc.postgres.facts import Table
+from cdc.postgres.messages import Messages
 from cdc.postgres.position import Snapshot, StreamPosition, lsn_int, lsn_text
-from cdc.postgres.reader import NotBinary, Reader
-from cdc.postgres.relations import Register, Relations, reload, types_of
+from cdc.postgres.reader import Reader
+from cdc.postgres.relations import NotBinary, Register, Relations, reload, types_of
 from cdc.postgres.session import Session
 from cdc.postgres.slot import Publications
 from cdc.postgres.stream import Stream
@@ -40,7 +40,7 @@ UNSEEN_MAX = 32  # more delivered transactions than this are looked up at once, 
 class PostgresSource:
     """One database. `register` gives a schema's id (`Log.register`). `slot_name` and `publication` default to `cdc_<pipeline>`;
     a publication that another role made is used as it is. `insert_only` tables need no replica identity: their updates and deletes
-    are not captured."""
+    are not captured. `messages` are the prefixes of logical messages to capture, with `*` for any run of characters."""
 
     connector = "postgresql"
 
@@ -52,6 +52,7 @@ class PostgresSource:
         register: Register,
         tables: Sequence[str] = (),
         insert_only: Iterable[TableId] = (),
+        messages: Sequence[str] = (),
         slot_name: str | None = None,
         publication: str | None = None,
         heartbeat_s: float = 10.0,
@@ -59,6 +60,7 @@ class PostgresSource:
     ) -> None:
         self._url, self._pipeline, self._register = url, pipeline, register
         self._select, self._insert_only = TableFilter.parse(tables), frozenset(insert_only)
+        self._messages = Messages(pipeline, register, messages)
         self._slot_base = slot_name or slot.slot_name(pipeline)
         self._publications = Publications.named(publication or slot.slot_name(pipeline))
         self._heartbeat_s, self._decoding_memory = heartbeat_s, decoding_memory
@@ -158,6 +160,7 @@ class PostgresSource:
             position,
             sequence,
             self._relations,
+            self._messages,
             self._origin,
             binary=binary,
             mark_prefix=f"penstock.mark.{self._pipeline}",
