@@ -155,7 +155,9 @@ class Reader:
         call for all rows of a kind that come one after the other."""
         inside, active, get = self._transaction, self._active, self.stream.session.pg.get_copy_data
         if inside and inside.ordinal < inside.skip:
-            return self._passed_over(inside)
+            frame = self._passed_over(inside)
+            if frame is not None or self._end or inside.ordinal < inside.skip:
+                return frame
         frame, self._put_back = self._put_back, None
         frames: list[bytes] = []
         kind, budget = None, self._budget

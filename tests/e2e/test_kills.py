@@ -10,11 +10,14 @@ import os
 import random
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from cdc import failpoints
+from cdc.commands import wiring
+from cdc.config import load
 from tests.e2e.pipeline import Pipeline, until
 from tests.e2e.workload import IDENTITY, ROWS, SCHEMA, TABLES, BankWatch, Workload, differences, rows_of
 from tests.servers import Database, execute
@@ -48,7 +51,18 @@ def settled(pipeline: Pipeline, source: Database, target: Database, pairs: list[
         return bool(execute(target.admin_url, f"SELECT 1 FROM {there} WHERE k = -1"))
 
     until(arrived, 120, "the last row", alive=pipeline.alive)
-    until(lambda: states(pipeline) == ["live"] * len(TABLES), 120, "all tables live", every_s=0.5, alive=pipeline.alive)
+
+    def at_rest() -> bool:
+        """Every request was taken, nothing loads, and the sink has it all. `live` alone says what the log has."""
+        with closing(wiring.open_log(load(pipeline.file))) as log:
+            last, asked = log.last_checkpoint(), len(log.signals(0))
+        assert last is not None
+        [sink] = pipeline.status()["result"]["sinks"]
+        state = last.position.load
+        return last.cut and not state["loading"] and state["signals"] == asked and sink["checkpoint"] >= last.number
+
+    until(at_rest, 120, "all tables live, and the sink at the end", every_s=0.5, alive=pipeline.alive)
+    assert states(pipeline) == ["live"] * len(TABLES)
 
 
 @pytest.mark.slow
