@@ -17,11 +17,13 @@ from tests import servers
 from tests.servers import Database, Server
 
 if TYPE_CHECKING:  # Only a test that asks for a broker imports its client.
+    from tests.servers.connect import Connect
     from tests.servers.kafka import Kafka
+    from tests.servers.registry import SchemaRegistry
 
 T = TypeVar("T")
 
-NEEDS_SERVER = {"postgres", "private_postgres", "kafka", "private_kafka"}
+NEEDS_SERVER = {"postgres", "private_postgres", "kafka", "private_kafka", "registry", "private_registry", "connect"}
 
 # Random in CI too, which hypothesis would not be by itself; a failure prints what repeats it. No deadline: the machine is shared.
 hypothesis.settings.register_profile("penstock", deadline=None, derandomize=False, database=None, print_blob=True)
@@ -124,7 +126,40 @@ def private_kafka() -> Iterator[Callable[..., Kafka]]:
         yield lambda **options: provided(lambda: stack.enter_context(_kafka(**options)))
 
 
+@pytest.fixture(scope="session")
+def registry() -> Iterator[SchemaRegistry]:
+    """The session's schema registry. A test uses subjects of its own."""
+    with ExitStack() as stack:
+        yield provided(lambda: stack.enter_context(_registry()))
+
+
+@pytest.fixture
+def private_registry() -> Iterator[Callable[..., SchemaRegistry]]:
+    """Starts schema registries that the test has for itself, to stop and freeze; a stopped one has lost its schemas."""
+    with ExitStack() as stack:
+        yield lambda: provided(lambda: stack.enter_context(_registry()))
+
+
+@pytest.fixture(scope="session")
+def connect(kafka: Kafka) -> Iterator[Connect]:
+    """The session's Connect worker on the shared broker, with Debezium. A test deletes the connectors that it puts there."""
+    with ExitStack() as stack:
+        yield provided(lambda: stack.enter_context(_connect(kafka)))
+
+
 def _kafka(**options: Any) -> Kafka:
     from tests.servers.kafka import Kafka
 
     return Kafka(**options)
+
+
+def _registry() -> SchemaRegistry:
+    from tests.servers.registry import SchemaRegistry
+
+    return SchemaRegistry()
+
+
+def _connect(kafka: Kafka) -> Connect:
+    from tests.servers.connect import Connect
+
+    return Connect(kafka)
