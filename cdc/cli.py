@@ -52,7 +52,7 @@ Json = Annotated[bool, _option("--json", help="One JSON object on stdout: {comma
 DryRun = Annotated[bool, _option("--dry-run", help="Say what would be done, and do nothing.")]
 Yes = Annotated[bool, _option("--yes", "-y", help="Do not ask.")]
 Address = Annotated[
-    str | None, _option("--bind", help="Where /healthz, /readyz and /metrics listen.", metavar="HOST:PORT")
+    str | None, _option("--bind", help="Where /healthz, /readyz, /metrics and /registry listen.", metavar="HOST:PORT")
 ]
 Debug = Annotated[bool, _option("--debug", help="More log lines, and tracebacks.")]
 Logs = Annotated[
@@ -171,6 +171,19 @@ def sink(
 ) -> None:
     """One sink alone, as a service."""
     _call("sink", name=name, file=_file(file, config), bind=bind)
+
+
+@verb
+def registry(
+    file: File = None,
+    config: Config = None,
+    bind: Annotated[
+        str | None,
+        _option("--bind", help="Where it listens. Default: port 8081 of server.bind's host.", metavar="HOST:PORT"),
+    ] = None,
+) -> None:
+    """The schemas in the log, as a schema registry's read API. The other services offer it too."""
+    _call("registry", file=_file(file, config), bind=bind)
 
 
 @verb

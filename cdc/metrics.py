@@ -28,7 +28,7 @@ BATCH_ROWS = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
 
 
 class ServiceMetrics:
-    """What every service shows: its build, state, retries and errors. `role` is `capture` or `sink`."""
+    """What every service shows: its build, state, retries and errors. `role` is `capture`, `sink` or `registry`."""
 
     def __init__(self, pipeline: str, role: str) -> None:
         self.registry = registry = CollectorRegistry()
@@ -51,6 +51,9 @@ class ServiceMetrics:
             self._retries.inc()
         if state.error is not None:
             self._errors.labels(state.error.code).inc()
+
+    def measured(self, values: Mapping[str, Any]) -> None:
+        """What the monitor found out, for the services that have gauges for it."""
 
 
 class CaptureMetrics(ServiceMetrics):

@@ -1,4 +1,5 @@
-"""The HTTP endpoints of one service, in a thread beside its loop: /healthz, /readyz, /metrics. They read, and change nothing.
+"""The HTTP endpoints of one service, in a thread beside its loop: /healthz, /readyz, /metrics, and what else it is given. They read,
+and change nothing.
 
 Health is computed by the caller from state, lag and what the source keeps; that this thread answers proves nothing, and is never
 taken for health. Texts go out redacted (rule R10). Loopback unless configured otherwise.
@@ -11,7 +12,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -23,6 +24,7 @@ from cdc.secrets import redact
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from starlette.applications import Starlette
+    from starlette.routing import BaseRoute
 
 _log = journal("cdc.service")
 START_S = 10.0
@@ -39,16 +41,23 @@ class Health(NamedTuple):
 
 class Service:
     """`with Service("127.0.0.1", 8484, registry, health) as service:` listens from then on at `service.address`; port 0 takes a
-    free one. Raises CDC-RUN-201 when the address is taken."""
+    free one. `routes` come beside its own. Raises CDC-RUN-201 when the address is taken."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, health: Callable[[], Health]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        health: Callable[[], Health],
+        routes: Sequence[BaseRoute] = (),
+    ) -> None:
         import uvicorn
 
         self._socket = _listen(host, port)
         bound = self._socket.getsockname()
         self.address = f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
         settings = uvicorn.Config(
-            application(registry, health),
+            application(registry, health, routes),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -79,8 +88,10 @@ class Service:
         self._socket.close()
 
 
-def application(registry: CollectorRegistry, health: Callable[[], Health]) -> Starlette:
-    """The three endpoints."""
+def application(
+    registry: CollectorRegistry, health: Callable[[], Health], routes: Sequence[BaseRoute] = ()
+) -> Starlette:
+    """The three endpoints, and `routes`."""
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -104,7 +115,7 @@ def application(registry: CollectorRegistry, health: Callable[[], Health]) -> St
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(
-        routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)],
+        routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics), *routes],
     )
 
 

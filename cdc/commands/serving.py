@@ -1,4 +1,5 @@
-"""A service: one loop under its supervisor, a monitor beside it, and the HTTP endpoints. `cdc capture` and `cdc sink` are this.
+"""A service: one loop under its supervisor, a monitor beside it, and the HTTP endpoints. `cdc capture`, `cdc sink` and `cdc registry`
+are this.
 
 The loop shows that it lives by asking whether to stop; the monitor measures on connections of its own, so that health is known
 while the loop hangs or is trying again.
@@ -9,6 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 from cdc.config import Config
@@ -16,7 +19,8 @@ from cdc.config_values import Address
 from cdc.errors import CdcError
 from cdc.health import service_problems
 from cdc.journal import bind, journal
-from cdc.metrics import CaptureMetrics, SinkMetrics
+from cdc.metrics import ServiceMetrics
+from cdc.registry.api import RegistryApi
 from cdc.service import Health, Service
 from cdc.supervise import State, Stop, supervise
 
@@ -32,7 +36,7 @@ Measure = Callable[[], Measured]
 class Vitals:
     """What is known of a running service, from its supervisor, its loop and its monitor."""
 
-    def __init__(self, stop: Stop, metrics: CaptureMetrics | SinkMetrics) -> None:
+    def __init__(self, stop: Stop, metrics: ServiceMetrics) -> None:
         self._stop, self._metrics = stop, metrics
         self._state = State("starting")
         self._asked_s: float | None = None
@@ -100,7 +104,7 @@ def serve(
     config: Config,
     role: str,
     address: Address,
-    metrics: CaptureMetrics | SinkMetrics,
+    metrics: ServiceMetrics,
     attempt: Callable[[Callable[[], bool]], None],
     measure: Measure,
 ) -> None:
@@ -108,7 +112,11 @@ def serve(
     bind(pipeline=config.pipeline, role=role)
     with Stop().on_signals() as stop:
         vitals = Vitals(stop, metrics)
-        with Service(address.host, address.port, metrics.registry, vitals.health), Monitor(measure, vitals):
+        with (
+            closing(RegistryApi(partial(wiring.open_log, config))) as schemas,
+            Service(address.host, address.port, metrics.registry, vitals.health, schemas.routes()),
+            Monitor(measure, vitals),
+        ):
             _log.info("started")
             supervise(lambda: attempt(vitals.should_stop), stop=stop, on_state=vitals.on_state)
             _log.info("stopped at a committed batch")

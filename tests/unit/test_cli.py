@@ -30,6 +30,7 @@ VERBS = (
     "run",
     "capture",
     "sink",
+    "registry",
     "status",
     "tail",
     "reload",
