@@ -1,5 +1,6 @@
 # Everything here needs only git, make and a Python >= 3.11 with venv. The first lane makes .venv, from pyproject.toml, over the
-# network; after that nothing is fetched until pyproject.toml changes.
+# network; after that nothing is fetched until pyproject.toml changes. The tests on Kafka need OpenJDK >= 17 and Maven as well, and
+# fetch the servers' jars when a test first asks for them; without these two they are skipped, with the reason.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -25,7 +26,7 @@ check: $(STAMP) ## format, lint, types, unit tests and simulation (< 1 min, no s
 	$(BIN)/mypy
 	$(PYTEST) tests/unit tests/simulation -m "not slow"
 
-test: $(STAMP) ## everything that CI runs: real Postgres servers, kills for a minute, each failpoint (<= 25 min)
+test: $(STAMP) ## everything that CI runs: real Postgres and Kafka servers, kills for a minute, each failpoint (<= 25 min)
 	$(PYTEST) -n 2 --dist worksteal
 
 test-full: $(STAMP) ## the full counts of kills and failpoints, written to docs/verification.md (hours)

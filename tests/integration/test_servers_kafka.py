@@ -43,7 +43,13 @@ def commit(client: dict[str, object], topic: str, value: bytes, *, aborted: byte
 def committed(client: dict[str, object], topic: str) -> Iterator[bytes]:
     """The values of committed transactions, up to the end."""
     consumer = Consumer(
-        {**client, "group.id": topic, "isolation.level": "read_committed", "enable.partition.eof": True}
+        {
+            **client,
+            "group.id": topic,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "enable.auto.commit": False,
+        }
     )
     consumer.assign([TopicPartition(topic, 0, 0)])
     deadline = time.monotonic() + 30
@@ -139,6 +145,20 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.skipif(not shutil.which("mvn"), reason="no mvn on the path")
+def test_jars_are_fetched_once_though_two_fetch_at_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    script = "from tests.servers.java import jars; print(jars('apicurio-converter'))"
+    both = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment, text=True, cwd=ROOT)
+        for _ in range(2)
+    ]
+    (place,) = {process.communicate(timeout=120)[0].strip() for process in both}
+    assert [path for path in (tmp_path / "penstock").iterdir() if path.is_dir()] == [Path(place)]
+    assert list(Path(place).glob("apicurio-registry-utils-converter-*.jar"))
+    assert not list(Path(place).glob("kafka-clients-*.jar"))
 
 
 def test_a_machine_without_java_or_with_an_old_one_says_what_is_missing(
