@@ -368,20 +368,17 @@ class Reader:
         if inside is None:
             self._misplaced("Truncate")
         if inside.ordinal >= inside.skip:
-            wanted = [
-                self._known[oid]
-                for number in truncate.relation_oids
-                if self._wanted(oid := number.to_bytes(4, "big"), number)
-            ]
+            touched = [(number.to_bytes(4, "big"), number) for number in truncate.relation_oids]
+            wanted = [table for table in touched if self._wanted(*table)]
             if wanted and self._run.records:
                 self._put_back, self._end = frame, True
                 return
-            for known in wanted:
-                codec = self._codec(known.relation.oid.to_bytes(4, "big"), known.relation.oid)
+            for oid, number in wanted:
+                codec = self._codec(oid, number)
                 assert codec is not None
                 self.sequence += 1
                 codec.truncate(self.sequence, lsn)
-            self._run.truncated = frozenset(known.id for known in wanted)
+            self._run.truncated = frozenset(self._known[oid].id for oid, _ in wanted)
             self._end = bool(wanted)
         inside.ordinal += 1
 
