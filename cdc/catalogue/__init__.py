@@ -6,12 +6,13 @@
 | CDC-PG | Postgres as a source | `postgres` |
 | CDC-LOG | the log | `log` |
 | CDC-KAFKA | Kafka as the log | `kafka` |
+| CDC-REG | an external schema registry | `registry` |
 | CDC-TGT | targets | `target` |
 | CDC-RUN | processes and services | `run` |
 | CDC-DEMO | the demo's own Postgres | `demo` |
 """
 
-from cdc.catalogue import config, demo, kafka, log, postgres, run, target
+from cdc.catalogue import config, demo, kafka, log, postgres, registry, run, target
 from cdc.errors import Entry
 
 CATALOGUE: dict[str, Entry] = {
@@ -19,6 +20,7 @@ CATALOGUE: dict[str, Entry] = {
     **postgres.ENTRIES,
     **log.ENTRIES,
     **kafka.ENTRIES,
+    **registry.ENTRIES,
     **target.ENTRIES,
     **run.ENTRIES,
     **demo.ENTRIES,

@@ -18,6 +18,7 @@ from cdc.log.side_files import Hints, Schemas, Signals
 from cdc.log.survey import FolderSurveyor
 from cdc.log.writer import Limits, Writer
 from cdc.records import Batch
+from cdc.registry import Registrar
 from cdc.table import TableId
 
 SEGMENT_BYTES = 256 << 20
@@ -32,7 +33,8 @@ class EmbeddedLog:
     """See `cdc.log.Log`. One instance per process and role; reading and writing need not be the same instance.
 
     `retention`: `forever`, or `applied`: segments go once every reader that has reported is past them. `free_bytes_min` of the disk
-    stay free. With `create` a log is made where none is; without it that is CDC-LOG-101.
+    stay free. With `create` a log is made where none is; without it that is CDC-LOG-101. With a `registry` schemas get their ids from
+    there; the log stores them all the same, and closes it.
     """
 
     def __init__(
@@ -45,11 +47,12 @@ class EmbeddedLog:
         free_bytes_min: int = FREE_BYTES_MIN,
         retention: str = FOREVER,
         create: bool = True,
+        registry: Registrar | None = None,
     ) -> None:
         assert retention in (FOREVER, APPLIED), retention
         self._folder = Folder(Path(folder))
         self._limits = Limits(segment_bytes, frame_bytes, record_bytes_max, free_bytes_min)
-        self._retention = retention
+        self._retention, self._registry = retention, registry
         if not self._folder.exists():
             if not create:
                 raise CdcError("CDC-LOG-101", "nothing is there", where=str(self._folder.path))
@@ -111,7 +114,9 @@ class EmbeddedLog:
         return None
 
     def register(self, subject: str, schema: Json) -> int:
-        return self._schemas.register(subject, schema)
+        if self._registry is None:
+            return self._schemas.register(subject, schema)
+        return self._schemas.put(subject, schema, self._registry.register(subject, schema))
 
     def schema(self, schema_id: int) -> Json:
         return self._schemas.schema(schema_id)
@@ -166,4 +171,6 @@ class EmbeddedLog:
         self._close_writer()
         for file in (self._schemas, self._signals, self._hints):
             file.close()
+        if self._registry is not None:
+            self._registry.close()
         self._lock.release()
