@@ -119,10 +119,10 @@ class JavaServer:
     port_count = 1
 
     def __init__(self, heap_max_mb: int, jvm: Sequence[str] = SMALL) -> None:
+        self._java = java()  # Before anything is made that would be left behind.
         self.folder = Path(tempfile.mkdtemp(prefix=f"penstock-{self.name}-"))
         self.log = self.folder / "server.log"
         self.ports: list[int] = []
-        self._java = java()
         self._options = [f"-Xmx{heap_max_mb}m", *jvm]
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
