@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cdc.avro import canonical, schema_hash
@@ -46,6 +46,10 @@ class MemoryLog:
         self.id = self.storage.chain.log_id
         self._hook, self._retention = hook, retention
         self._writer, self._fresh = "", True
+
+    @property
+    def pipeline(self) -> None:
+        return None
 
     def open_writer(self) -> LogState:
         storage, chain = self.storage, self.storage.chain
@@ -128,6 +132,13 @@ class MemoryLog:
 
     def report(self, reader: str, mark: Mark) -> None:
         self.storage.hints[reader] = mark
+
+    def expect(self, readers: Iterable[str]) -> None:
+        for reader in readers:
+            self.storage.hints.setdefault(reader, Mark(-1, self.id))
+
+    def forget(self, reader: str) -> None:
+        self.storage.hints.pop(reader, None)
 
     def retain(self) -> None:
         storage = self.storage

@@ -8,13 +8,12 @@ from contextlib import closing
 from pathlib import Path
 
 from cdc.capture import capture
-from cdc.commands import wiring
+from cdc.commands import logs, wiring
 from cdc.commands.serving import serve
 from cdc.config import Config, load
 from cdc.errors import EXIT_OK
 from cdc.health import LagClock
 from cdc.log import Checkpoint, Log, Survey
-from cdc.log.survey import FolderSurveyor
 from cdc.metrics import CaptureMetrics
 from cdc.records import Batch
 
@@ -28,7 +27,7 @@ def run(*, file: Path, bind: str | None) -> int:
 
     def attempt(should_stop: Callable[[], bool]) -> None:
         with (
-            closing(wiring.open_log(config, create=True)) as log,
+            closing(logs.open_log(config, create=True)) as log,
             closing(wiring.source(config, log.register)) as source,
         ):
             log.expect(config.sinks)
@@ -58,9 +57,9 @@ def measuring(config: Config) -> Callable[[], dict[str, object]]:
     clock = LagClock()
 
     def measure() -> dict[str, object]:
-        with FolderSurveyor(wiring.log_path(config)) as surveyor:
+        with logs.look(config) as surveyor:
             seen = wiring.look(config, Survey(surveyor.last(), {}, {}), closely=False)
-        with closing(wiring.open_log(config)) as log:
+        with closing(logs.open_log(config)) as log:
             room = log.status()
         behind = clock.lag_s(seen.head, seen.done, time.monotonic()) if seen.head and seen.done else None
         return {**seen.status, "lag_s": behind, "log_bytes": room["size_bytes"], "log_free_bytes": room["free_bytes"]}

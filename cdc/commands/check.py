@@ -5,18 +5,15 @@ Exit code 0 when nothing does, 4 when some finding is an error.
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from cdc.commands import wiring
+from cdc.commands import logs, wiring
 from cdc.config import Config, load
 from cdc.errors import EXIT_FINDINGS, EXIT_OK, CdcError
-from cdc.log.folder import Folder
 from cdc.presentation import answer, finding_text, say
 from cdc.source import Finding
 from cdc.table import TableSchema
@@ -44,7 +41,7 @@ def run(*, as_json: bool, file: Path, grants: bool) -> int:
 
 def findings(config: Config) -> list[Finding]:
     """All of them: the file's, the source's, the log's, each target's. Errors first."""
-    found = [*config.findings, *_asked("source", lambda: _source(config)), *_asked("log", lambda: _log(config))]
+    found = [*config.findings, *_asked("source", lambda: _source(config)), *_asked("log", lambda: logs.check(config))]
     try:
         schemas = wiring.schemas(config)
     except CdcError:  # the source's own findings say why; the targets are looked at without its tables
@@ -72,18 +69,3 @@ def _source(config: Config) -> list[Finding]:
 def _sink(config: Config, name: str, schemas: Sequence[TableSchema]) -> list[Finding]:
     with closing(wiring.sink(config, name)) as sink:
         return sink.check(schemas)
-
-
-def _log(config: Config) -> list[Finding]:
-    path = wiring.log_path(config)
-    if Folder(path).exists():
-        with closing(wiring.open_log(config)) as log:
-            log.last_checkpoint()
-    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise CdcError("CDC-LOG-305", f"{above} is not writable for this user", where=str(path))
-    free = shutil.disk_usage(above).free
-    if free < config.log.free_bytes_min:
-        detail = f"{free} bytes are free, {config.log.free_bytes_min} must stay so"
-        raise CdcError("CDC-LOG-301", detail, where=str(path))
-    return []

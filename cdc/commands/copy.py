@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cdc.children import Line, Role
-from cdc.commands import check, drop, live, wiring
+from cdc.commands import check, drop, live
 from cdc.commands.picture import LEFT, LIVE, Picture
 from cdc.commands.run import Speakers, supervised
 from cdc.commands.tail import printable
@@ -50,7 +50,7 @@ def run(
         say(f"{config.pipeline}: the last copy was complete; what it made is removed first")
         _remove(config, file, finished)
     speak_of(file)
-    again = wiring.log_path(config).exists()
+    again = config.log.path.exists()
     say(_plan(config, file, again=again, follow=follow))
     found = check.findings(config)
     for finding in found:
@@ -198,7 +198,7 @@ def _plan(config: Config, file: Path, *, again: bool, follow: bool) -> str:
     return "\n".join(
         [
             f"{config.pipeline}: {config.source.url.location} → {_target(config).location}, {tables}",
-            f"    the pipeline {found}: {file}, with its log in {wiring.log_path(config)}",
+            f"    the pipeline {found}: {file}, with its log in {config.log.path}",
             "    it follows until it is stopped"
             if follow
             else "    it ends when the target has everything, and removes what it made",
@@ -217,7 +217,7 @@ def _write(config: Config, file: Path) -> None:
         "pipeline": config.pipeline,
         "source": {"url": written(config.source.url, SOURCE_VARIABLE), "heartbeat_s": HEARTBEAT_S},
         "tables": [pattern.text.replace("${", "$${") for pattern in config.tables.patterns],
-        "log": {"path": str(wiring.log_path(config)).replace("${", "$${"), "retention": config.log.retention},
+        "log": {"path": str(config.log.path).replace("${", "$${"), "retention": config.log.retention},
         "sinks": {SINK: written(_target(config), TARGET_VARIABLE)},
     }
     file.parent.mkdir(parents=True, exist_ok=True)

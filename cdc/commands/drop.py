@@ -6,17 +6,14 @@ and the log goes last, so that what an interrupted drop left is found by the nex
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-from cdc.commands import wiring
+from cdc.commands import logs, wiring
 from cdc.commands.confirm import confirmed
 from cdc.config import Config, load
 from cdc.errors import EXIT_OK, CdcError
-from cdc.log.embedded import EmbeddedLog
-from cdc.log.folder import Folder, WriterLock
 from cdc.presentation import say
 
 
@@ -51,7 +48,7 @@ def plan(config: Config, source: bool, names: Sequence[str]) -> list[str]:
         for name in names
     ]
     if source:
-        lines.append(f"the log in {wiring.log_path(config)}, with all changes in it")
+        lines.append(f"the log in {config.log.where}, with all changes in it")
     return lines
 
 
@@ -59,8 +56,8 @@ def remove(config: Config, source: bool, names: Sequence[str]) -> None:
     """Do it, and say what was done."""
     with ExitStack() as stack:
         if source:
-            stack.enter_context(alone(config))
-            _refuse_foreign_log(config)
+            stack.enter_context(logs.alone(config))
+            logs.refuse_foreign(config)
             with closing(wiring.source(config)) as origin:
                 for what in origin.drop():
                     say(f"✓ {what}")
@@ -71,55 +68,17 @@ def remove(config: Config, source: bool, names: Sequence[str]) -> None:
                 _forget_reader(config, name)
             say(f"✓ bookkeeping of sink {name}")
         if source:
-            _remove_log(wiring.log_path(config))
-
-
-@contextmanager
-def alone(config: Config) -> Iterator[None]:
-    """Hold the log's writer lock, so that no capture runs meanwhile. Raises CDC-LOG-201 when one does."""
-    folder = Folder(wiring.log_path(config))
-    if not folder.path.exists():
-        yield
-        return
-    lock = WriterLock(folder)
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _refuse_foreign_log(config: Config) -> None:
-    """A missing or damaged log is no reason not to drop a pipeline; a folder that is none, or another pipeline's log, is."""
-    for look, foreign in (
-        (Folder(wiring.log_path(config)).exists, "CDC-LOG-102"),
-        (lambda: wiring.open_log(config).close(), "CDC-LOG-111"),
-    ):
-        try:
-            look()
-        except CdcError as error:
-            if error.code == foreign:
-                raise
+            for what in logs.remove(config):
+                say(f"✓ {what}")
 
 
 def _forget_reader(config: Config, name: str) -> None:
     """Retention need not wait for a sink that is gone."""
     try:
-        log: EmbeddedLog = wiring.open_log(config)
+        log = logs.open_log(config)
     except CdcError as error:
         if error.code == "CDC-LOG-101":
             return
         raise
     with closing(log):
         log.forget(name)
-
-
-def _remove_log(path: Path) -> None:
-    """The log's folder. Renamed first, so that what an interrupted removal leaves is not taken for a damaged log."""
-    doomed = path.with_name(f"{path.name}.dropped")
-    if doomed.exists():
-        shutil.rmtree(doomed)
-    if path.exists():
-        path.rename(doomed)
-        shutil.rmtree(doomed)
-        say(f"✓ log {path}")

@@ -12,12 +12,11 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from cdc.commands import wiring
+from cdc.commands import logs, wiring
 from cdc.config import Config
 from cdc.errors import CdcError
 from cdc.health import LAG_MAX_S, source_problems
 from cdc.log import Survey, TableState
-from cdc.log.survey import FolderSurveyor
 from cdc.table import TableId
 
 Json = Any
@@ -147,16 +146,15 @@ def _table(table: TableId, state: TableState | None, loading: Json, estimate: in
 
 
 def _log(config: Config, problems: list[str]) -> tuple[Mapping[str, Json], Survey]:
-    path = wiring.log_path(config)
     try:
-        with FolderSurveyor(path) as surveyor, closing(wiring.open_log(config)) as log:
+        with logs.look(config) as surveyor, closing(logs.open_log(config)) as log:
             survey, status = surveyor.survey(), log.status()
     except CdcError as error:
         if error.code != "CDC-LOG-101":
             problems.append(_words("log", error))
-        return {"path": str(path)}, Survey(None, {}, {})
+        return {"where": config.log.where}, Survey(None, {}, {})
     last = survey.last
-    found = {"path": str(path), **status, "age_s": None, "epoch": None, "cut": None}
+    found = {"where": config.log.where, **status, "age_s": None, "epoch": None, "cut": None}
     if last is not None:
         found |= {"age_s": time.time() - last.written_ms / 1000, "epoch": last.epoch, "cut": last.cut}
     return found, survey
@@ -214,7 +212,7 @@ def _sink(config: Config, name: str, survey: Survey, status: Mapping[str, Any] |
     if number > last.number:
         detail = f"its bookmark is at checkpoint {number}, the log ends at {last.number}"
         return SinkView(name, target, state, number, tables=tables, problem=detail)
-    with FolderSurveyor(wiring.log_path(config)) as surveyor:
+    with logs.look(config) as surveyor:
         due_ms, backlog = surveyor.written_ms(number + 1), surveyor.backlog_bytes(number)
     lag_s = max(0.0, time.time() - due_ms / 1000) if due_ms else 0.0
     return SinkView(

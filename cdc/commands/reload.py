@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from cdc.commands import wiring
+from cdc.commands import logs
 from cdc.commands.confirm import confirmed
 from cdc.commands.tail import known_table, printable
 from cdc.config import load
 from cdc.errors import EXIT_OK
 from cdc.log import TableState
-from cdc.log.survey import FolderSurveyor
 from cdc.presentation import say
 from cdc.table import TableId
 
@@ -20,13 +19,13 @@ from cdc.table import TableId
 def run(*, file: Path, tables: Sequence[str], all_tables: bool, new_epoch: bool, dry_run: bool, yes: bool) -> int:
     """Raises CDC-RUN-301 for a table that the log does not hold, CDC-LOG-101 when there is no log."""
     config = load(file)
-    with FolderSurveyor(wiring.log_path(config)) as surveyor:
+    with logs.look(config) as surveyor:
         known = surveyor.survey().tables
     chosen = [] if new_epoch else selected(tables, all_tables, known)
     say(plan(config.pipeline, chosen, new_epoch))
     if dry_run or not confirmed("Go ahead?", yes):
         return EXIT_OK
-    with closing(wiring.open_log(config)) as log:
+    with closing(logs.open_log(config)) as log:
         details = {} if new_epoch else {"tables": [list(table) for table in chosen]}
         number = log.signal("new-epoch" if new_epoch else "reload", details)
     say(f"✓ request {number} is in the log: {after(new_epoch)}")

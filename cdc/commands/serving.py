@@ -14,6 +14,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
+from cdc.commands import logs
 from cdc.config import Config
 from cdc.config_values import Address
 from cdc.errors import CdcError
@@ -113,7 +114,7 @@ def serve(
     with Stop().on_signals() as stop:
         vitals = Vitals(stop, metrics)
         with (
-            closing(RegistryApi(partial(wiring.open_log, config))) as schemas,
+            closing(RegistryApi(partial(logs.open_log, config))) as schemas,
             Service(address.host, address.port, metrics.registry, vitals.health, schemas.routes()),
             Monitor(measure, vitals),
         ):

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from cdc.commands import wiring
+from cdc.commands import logs, wiring
 from cdc.commands.serving import serve
 from cdc.config import Config, load
 from cdc.errors import EXIT_OK, CdcError, Unavailable
 from cdc.log import Checkpoint, Log
-from cdc.log.survey import FolderSurveyor
 from cdc.metrics import SinkMetrics
 from sinks.apply import apply
 
@@ -49,7 +48,7 @@ def waiting_log(config: Config) -> Log:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return wiring.open_log(config)
+            return logs.open_log(config)
         except CdcError as error:
             if error.code != "CDC-LOG-101":
                 raise
@@ -74,7 +73,7 @@ class Applied:
         number = self._number
         if number is None:
             return {}
-        with FolderSurveyor(wiring.log_path(config)) as surveyor:
+        with logs.look(config) as surveyor:
             last = surveyor.last()
             due_ms = surveyor.written_ms(number + 1)
         behind = max(0, last.number - number) if last else 0

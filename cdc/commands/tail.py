@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cdc.avro import ChangeEvent, decode_event, schema_id
-from cdc.commands import wiring
+from cdc.commands import logs
 from cdc.config import load
 from cdc.errors import EXIT_OK, CdcError
 from cdc.log import Checkpoint, Log
-from cdc.log.survey import FolderSurveyor
 from cdc.presentation import for_stream
 from cdc.records import Batch
 from cdc.suggest import did_you_mean
@@ -42,7 +41,7 @@ class Item(NamedTuple):
 def run(*, as_json: bool, file: Path, tables: Sequence[str], count: int, follow: bool) -> int:
     """Raises CDC-LOG-101 when there is no log yet, CDC-RUN-301 for a table that it does not hold."""
     config = load(file)
-    with FolderSurveyor(wiring.log_path(config)) as surveyor:
+    with logs.look(config) as surveyor:
         survey = surveyor.survey()
         wanted = chosen(tables, {**survey.tables, **survey.events})
         after = surveyor.mark_before_events(count, wanted)
@@ -50,7 +49,7 @@ def run(*, as_json: bool, file: Path, tables: Sequence[str], count: int, follow:
         newest = surveyor.last()
     show = json_line if as_json else text_line
     last = newest.number if newest else -1
-    with Stop().on_signals() as stop, closing(wiring.open_log(config)) as log:
+    with Stop().on_signals() as stop, closing(logs.open_log(config)) as log:
         recent: deque[Item] = deque(maxlen=count)
         with closing(log.read(after, wanted, IDLE_S)) as items:
             for item in items if last >= 0 or follow else ():

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from cdc.commands.logs import open_log as open_log
 from cdc.config import Config, ServerConfig
 from cdc.config_values import Address
 from cdc.errors import CdcError
 from cdc.load import Limits
 from cdc.log import Survey
-from cdc.log.embedded import EmbeddedLog
 from cdc.secrets import Url
 from cdc.table import TableId, TableSchema
 
@@ -27,26 +26,6 @@ if TYPE_CHECKING:
 Json = Any
 CAPTURE = "capture"
 PASSWORD, OWNER = "<password>", "<owner>"
-
-
-def log_path(config: Config) -> Path:
-    """The embedded log's folder."""
-    return config.log.path
-
-
-def open_log(config: Config, *, create: bool = False) -> EmbeddedLog:
-    """The pipeline's log. Raises CDC-LOG-101 where there is none, unless it may be made, CDC-LOG-111 for another pipeline's."""
-    log = EmbeddedLog(
-        log_path(config),
-        segment_bytes=config.log.segment_bytes,
-        free_bytes_min=config.log.free_bytes_min,
-        retention=config.log.retention,
-        create=create,
-    )
-    if log.pipeline not in (None, config.pipeline):
-        log.close()
-        raise CdcError("CDC-LOG-111", f"it holds the tables of {log.pipeline}", where=str(log_path(config)))
-    return log
 
 
 def source(

@@ -5,7 +5,7 @@ One append is one log transaction: a batch of records and its checkpoint, all or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -173,6 +173,10 @@ class Log(Protocol):
 
     id: str
 
+    @property
+    def pipeline(self) -> str | None:
+        """The pipeline whose tables it holds; None while that cannot be told."""
+
     def open_writer(self) -> LogState:
         """Take the log over: fences every other writer, then reads the end. Raises CdcError if another writer is alive."""
 
@@ -214,6 +218,12 @@ class Log(Protocol):
 
     def report(self, reader: str, mark: Mark) -> None:
         """A reader's hint that it needs nothing up to and including `mark`; retention honours the least of them (A9)."""
+
+    def expect(self, readers: Iterable[str]) -> None:
+        """Retention waits for these readers, too, though they may not have reported yet: sinks that are yet to start (A9)."""
+
+    def forget(self, reader: str) -> None:
+        """Retention need not wait for this reader any more: its sink was dropped."""
 
     def retain(self) -> None:
         """Drop what retention allows. Called by the writer now and then."""

@@ -63,14 +63,14 @@ def test_a_record_that_is_too_large_is_named() -> None:
         st.text(),
         st.builds(Position, NUMBERS, NUMBERS, JSON, JSON),
         st.booleans(),
-        st.dictionaries(TABLES, st.builds(Span, NUMBERS, NUMBERS, NUMBERS)),
+        st.dictionaries(TABLES, st.lists(st.builds(Span, NUMBERS, NUMBERS, NUMBERS), max_size=3).map(tuple)),
         st.dictionaries(TABLES, st.dictionaries(st.sampled_from("cudrtm"), NUMBERS)),
         st.none() | st.tuples(NUMBERS, NUMBERS),
         st.lists(st.builds(Begun, TABLES, NUMBERS, st.booleans())).map(tuple),
         st.lists(TABLES).map(tuple),
         NUMBERS,
         st.dictionaries(TABLES, JSON),
-        st.just({}) | st.dictionaries(TABLES, NUMBERS),
+        st.just({}) | st.dictionaries(TABLES, st.lists(NUMBERS, max_size=3).map(tuple)),
         st.just({}) | st.dictionaries(TABLES, NUMBERS),
     )
 )
