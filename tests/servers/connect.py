@@ -43,6 +43,7 @@ def avro(registry: SchemaRegistry) -> dict[str, str]:
             ".apicurio.registry.auto-register": "true",
             ".apicurio.registry.find-latest": "true",
             ".apicurio.registry.as-confluent": "true",
+            ".apicurio.registry.headers.enabled": "false",
             ".apicurio.registry.use-id": "contentId",
         }.items()
     }
