@@ -90,14 +90,11 @@ class ExternalRegistry:
         known = self._ids.get((subject, text))
         if known is not None:
             return known
-        given = self._posted(subject, text)
-        if given is None:
+        try:
+            given = self._posted(subject, text)
+        except _Incompatible:
             self._open_to_all(subject)
             given = self._posted(subject, text)
-            if given is None:
-                raise CdcError(
-                    "CDC-REG-201", "it is refused although the compatibility is NONE", where=self._at(subject)
-                )
         if type(given) is not int or not 0 <= given <= ID_MAX:
             raise CdcError("CDC-REG-105", "it answered with something that is not a schema's id", where=self._where)
         self._ids[subject, text] = given
@@ -120,15 +117,13 @@ class ExternalRegistry:
         self._opened.close()
         self._client = None
 
-    def _posted(self, subject: str, text: str) -> int | None:
-        """The id; None when the schema is incompatible."""
-        from confluent_kafka.schema_registry import Schema
+    def _posted(self, subject: str, text: str) -> Any:
+        def post(client: SchemaRegistryClient) -> Any:
+            from confluent_kafka.schema_registry import Schema
 
-        try:
-            given: int = self._called(lambda client: client.register_schema(subject, Schema(text, "AVRO")), subject)
-        except _Incompatible:
-            return None
-        return given
+            return client.register_schema(subject, Schema(text, "AVRO"))
+
+        return self._called(post, subject)
 
     def _open_to_all(self, subject: str) -> None:
         try:

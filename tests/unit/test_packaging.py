@@ -46,4 +46,5 @@ def test_wheel_has_the_command_the_extras_and_the_licence(wheel: zipfile.ZipFile
     assert "cdc = cdc.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
     metadata = wheel.read(f"{folder}/METADATA").decode()
     assert "Provides-Extra: demo" in metadata
+    assert "Provides-Extra: registry" in metadata
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()
