@@ -1,0 +1,181 @@
+"""One partition read by itself: where it begins and ends, and its committed records from any offset on.
+
+What is read is complete: a range is left only when the broker has said that its end was reached, over aborted and control records.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined] # not in __all__
+
+from cdc.errors import Unavailable
+from cdc.log.kafka.client import TIMEOUT_S, KafkaSettings, admin, consumer, error_of, group_of, translating
+
+BLOCK = 10_000  # messages taken at once
+FETCH_BYTES = 256 << 10
+POLL_S, POLL_MOST_S = 0.002, 0.05
+
+
+def take(reading: Consumer, wait_s: float) -> list[Message]:
+    """What has come; waits only for the first of it. `Consumer.consume` alone waits until as many are there as were asked for."""
+    first = reading.consume(1, wait_s)
+    return first + reading.consume(BLOCK, 0) if first else first
+
+
+def offset_of(message: Message) -> int:
+    """A record's offset; of the news that the end was reached, the end's."""
+    offset = message.offset()
+    assert offset is not None
+    return offset
+
+
+def ends_of_log(client: AdminClient, partitions: list[TopicPartition]) -> list[int]:
+    """The end of each partition, with what is not committed. Raises a KafkaException."""
+    return _offsets(client, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+
+
+def begins_of_log(client: AdminClient, partitions: list[TopicPartition]) -> list[int]:
+    """The first offset of each partition. Raises a KafkaException."""
+    return _offsets(client, partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+
+
+def _offsets(client: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> list[int]:
+    if not partitions:
+        return []
+    asked = client.list_offsets(
+        dict.fromkeys(partitions, spec),
+        isolation_level=IsolationLevel.READ_UNCOMMITTED,
+        request_timeout=TIMEOUT_S,
+    )
+    found = {(of.topic, of.partition): future.result(2 * TIMEOUT_S).offset for of, future in asked.items()}
+    return [found[partition.topic, partition.partition] for partition in partitions]
+
+
+def topic_ids(client: AdminClient, names: Iterable[str]) -> dict[str, str]:
+    """The cluster's ids of these topics. Raises CDC-KAFKA-201 when one is missing."""
+    asked = client.describe_topics(TopicCollection(list(names)), request_timeout=TIMEOUT_S)
+    found = {}
+    for name, future in asked.items():
+        with translating(name):
+            found[name] = str(future.result(2 * TIMEOUT_S).topic_id)
+    return found
+
+
+def send(producer: Producer, topic: str, key: bytes, value: bytes) -> int:
+    """One record in partition 0, acknowledged; its offset. Raises, after which the producer must not be used again."""
+    reports: list[tuple[KafkaError | None, int]] = []
+
+    def report(error: KafkaError | None, message: Message) -> None:
+        reports.append((error, int(message.offset() or 0)))
+
+    with translating(topic):
+        producer.produce(topic, value, key, partition=0, on_delivery=report)
+        producer.flush(TIMEOUT_S)
+        if not reports:
+            raise Unavailable("CDC-KAFKA-101", f"nothing was acknowledged within {TIMEOUT_S:g} s", where=topic)
+        ((error, offset),) = reports
+        if error is not None:
+            raise KafkaException(error)
+    return offset
+
+
+class Partition:
+    """Partition 0 of `topic`. Clients are made at first use, and anew after `close`, which may be called at any time."""
+
+    def __init__(self, settings: KafkaSettings, pipeline: str, topic: str, **own: object) -> None:
+        self.topic = topic
+        self._settings, self._group, self._own = settings, group_of(pipeline), own
+        self._consumer: Consumer | None = None
+        self._admin: AdminClient | None = None
+        self.at: int | None = None  # what `more` comes to next
+
+    def close(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+        self._consumer = self._admin = self.at = None
+
+    @property
+    def _reading(self) -> Consumer:
+        if self._consumer is None:
+            own = {"enable_partition_eof": True, "fetch_message_max_bytes": FETCH_BYTES, **self._own}
+            self._consumer = consumer(self._settings, self._group, **own)
+        return self._consumer
+
+    def extent(self) -> tuple[int, int]:
+        """Its first offset, and the end of what is stable: no open transaction begins before it. Raises CDC-KAFKA-201 without it."""
+        with translating(self.topic):
+            found = self._reading.get_watermark_offsets(TopicPartition(self.topic, 0), timeout=TIMEOUT_S)
+        return int(found[0]), int(found[1])
+
+    def settled(self, wait_s: float) -> tuple[int, int, bool]:
+        """The extent, once everything is stable that is in the log now; after `wait_s` as far as it is. The third says which."""
+        begin, end = self.extent()
+        with translating(self.topic):
+            if self._admin is None:
+                self._admin = admin(self._settings)
+            (high,) = ends_of_log(self._admin, [TopicPartition(self.topic, 0)])
+        deadline, pause_s = time.monotonic() + wait_s, POLL_S
+        while end < high and time.monotonic() < deadline:
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, POLL_MOST_S)
+            begin, end = self.extent()
+        return begin, end, end >= high
+
+    def read(self, begin: int, end: int) -> Iterator[Message]:
+        """The committed records of [begin, end), which must be stable. Raises Unavailable when none come."""
+        if begin >= end:
+            return
+        self._assign(begin)
+        while True:
+            for message in self._take(TIMEOUT_S, end):
+                if offset_of(message) >= end:
+                    return
+                if message.error() is None:
+                    yield message
+
+    def more(self) -> list[Message]:
+        """What has come since the last time, from `at` on; at once."""
+        assert self.at is not None, "begin_at comes first"
+        found = [message for message in take(self._reading, 0) if not self._is_end(message)]
+        if found:
+            self.at = offset_of(found[-1]) + 1
+        return found
+
+    def begin_at(self, offset: int) -> None:
+        """Where `more` begins."""
+        self._assign(offset)
+        self.at = offset
+
+    def _assign(self, offset: int) -> None:
+        with translating(self.topic):
+            self._reading.assign([TopicPartition(self.topic, 0, offset)])
+
+    def _take(self, wait_s: float, end: int) -> list[Message]:
+        found = take(self._reading, wait_s)
+        if not found:
+            raise Unavailable(
+                "CDC-KAFKA-101", f"no records came within {wait_s:g} s; {end} is the end", where=self.topic
+            )
+        for message in found:
+            self._is_end(message)
+        return found
+
+    def _is_end(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return False
+        if error.code() != KafkaError._PARTITION_EOF:
+            raise error_of(error, self.topic)
+        return True
