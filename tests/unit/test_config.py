@@ -67,11 +67,12 @@ def test_the_readmes_example(loaded: Loader, tmp_path: Path) -> None:
 
 def test_mappings_sizes_and_relative_paths(loaded: Loader, tmp_path: Path) -> None:
     config = loaded(
-        "pipeline: a-b\nsource: {url: postgresql://db/shop, slot: mine, heartbeat_s: 2.5}\n"
+        "pipeline: a-b\nsource: {url: postgresql://db/shop, slot: mine, heartbeat_s: 2.5, messages: [outbox, 'app.*']}\n"
         "rules: {public.log: {insert_only: true}}\nlog: {path: here, segment_bytes: 64MiB, retention: applied}\n"
         "load: {rows_max: 1000, bytes_max: 2 MB}\nserver: {bind: '[::1]:0'}\n"
     )
     assert (config.source.slot, config.source.publication, config.source.heartbeat_s) == ("mine", "cdc_a_b", 2.5)
+    assert config.source.messages == ("outbox", "app.*")
     assert config.rules[TableId("public", "log")].insert_only
     assert (config.log.path, config.log.segment_bytes) == (tmp_path / "here", 64 << 20)
     assert (config.load.rows_max, config.load.bytes_max) == (1000, 2_000_000)
@@ -161,6 +162,8 @@ def test_all_mistakes_at_once_each_at_its_place(loaded: Loader) -> None:
         ("pipeline: 12\nsource: postgresql://db/d", "1:11: pipeline: must be text; put it in quotes"),
         (MINIMAL + "load: {rows_max: 1.5}", "must be a whole number"),
         (MINIMAL + "rules: {a.b: {insert_only: 7}}", "must be true or false"),
+        ("pipeline: a\nsource: {url: postgresql://h/d, messages: [penstock.x]}", "2:44: source.messages: prefixes that begin"),
+        ("pipeline: a\nsource: {url: postgresql://h/d, messages: ['']}", "source.messages: must be a prefix"),
         ("pipeline: x\nsource: {url: postgresql://db/d, slot: Bad}", "2:40: source.slot: a slot's name is"),
     ],
 )  # fmt: skip
