@@ -17,7 +17,9 @@ from cdc.avro import Schema
 from cdc.errors import CdcError
 from cdc.log import Checkpoint, Log, Mark
 from cdc.records import Batch
+from cdc.table import TableId
 from sinks.changes import Changes
+from sinks.joining import start
 from sinks.sink import Bookmark, Sink
 
 Observe = Callable[[Checkpoint, int], None]
@@ -41,7 +43,8 @@ def apply(
     observe: Observe = lambda _checkpoint, _rows: None,
 ) -> None:
     """Apply until `stop()`; returns at a committed batch. Raises what ends the attempt."""
-    bookmark, abandoned = sink.resume(log.id), set[Mark]()
+    bookmark, abandoned = sink.resume(log.id, lambda: start(log, sink.name, sink.wants)), set[Mark]()
+    log.report(sink.name, bookmark.mark)
     if tables := sink.suspended():  # not at the next event alone: there may be none for days
         log.signal("reload", {"tables": [list(table) for table in tables]})
     while not stop():
@@ -111,7 +114,15 @@ class Transaction:
         self._open, self._rows = False, 0
 
     def add(self, checkpoint: Checkpoint, batch: Batch) -> None:
-        self.work.add(checkpoint, batch, self.sink.wants)
+        """One checkpoint, without what is not yet, or no longer, for its table (B5)."""
+        begins = self.bookmark.begins
+
+        def wants(table: TableId) -> bool:
+            return checkpoint.number >= begins.get(table, -1) and self.sink.wants(table)
+
+        if begins:
+            batch = {table: records for table, records in batch.items() if wants(table)}
+        self.work.add(checkpoint, batch, wants)
         self._rows += sum(map(len, batch.values()))
 
     def merge(self, checkpoint: Checkpoint) -> None:

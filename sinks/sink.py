@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -55,11 +55,22 @@ class Piece:
         return bool(self.begun or self.tables or self.finished)
 
 
+class Start(NamedTuple):
+    """Where a sink without a bookmark begins (B5): after `mark`. `begins` are the checkpoints in which its tables' loads begin, all
+    behind it; `missing` tables' loads are no longer in the log, and are asked for."""
+
+    mark: Mark
+    begins: Mapping[TableId, int] = {}
+    missing: tuple[TableId, ...] = ()
+
+
 class Bookmark(NamedTuple):
-    """Where this sink is: the checkpoint whose changes are the last in the target, and the log it belongs to."""
+    """Where this sink is: the checkpoint whose changes are the last in the target, and the log it belongs to. `begins`: what happens
+    to these tables before these checkpoints, all behind the mark, is not for it (B5)."""
 
     log_id: str
     mark: Mark
+    begins: Mapping[TableId, int] = {}
 
 
 class Missed(NamedTuple):
@@ -81,13 +92,13 @@ class Sink(Protocol):
     def wants(self, table: TableId) -> bool:
         """Does this sink take the table?"""
 
-    def resume(self, log_id: str) -> Bookmark:
-        """Claim the bookmark for this process and return it; a new target gets one before the log's first checkpoint.
-        Raises CdcError when the bookmark is of another log (R3), Superseded when a successor holds it."""
+    def resume(self, log_id: str, start: Callable[[], Start] | None = None) -> Bookmark:
+        """Claim the bookmark for this process and return it; a new target gets the one that `start` gives, by default before the log's
+        first checkpoint. Raises CdcError when the bookmark is of another log (R3), Superseded when a successor holds it."""
 
     def suspended(self) -> list[TableId]:
-        """After `resume`: tables that this sink takes and whose load it waits for, as after they had left its selection. Each is
-        named once by a process."""
+        """After `resume`: tables that this sink takes and whose load it waits for, as after they had left its selection, or when the
+        log did not reach back to it. Each is named once by a process."""
 
     def begin(self, bookmark: Bookmark, checkpoint: Checkpoint) -> None:
         """Start the transaction. Its first statement locks the bookmark, compares it with `bookmark` and this process's claim, and

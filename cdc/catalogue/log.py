@@ -47,8 +47,8 @@ ENTRIES: dict[str, Entry] = {
     "CDC-LOG-108": Entry(
         "retention has passed the bookmark",
         "The checkpoints that the reader needs next were removed by the log's retention.",
-        "Begin a new log: `cdc drop` the whole pipeline, then start it again; the source is loaded anew. Retention `forever` keeps "
-        "what later sinks need.",
+        "`cdc drop --sink NAME`, then start the sink: it joins anew, and only tables whose last load is no longer in the log are "
+        "loaded from the source. Retention `forever` keeps what later sinks need.",
     ),
     "CDC-LOG-109": Entry(
         "the log was replaced while in use",

@@ -21,6 +21,7 @@ from cdc.table import TableId
 
 Json = Any
 QUEUED, LOADING, LIVE, LEFT = "queued", "loading", "live", "left"
+BEHIND = "behind"  # in a sink that has joined: its load begins later in the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,7 @@ def _sink(config: Config, name: str, survey: Survey, status: Mapping[str, Any] |
         return SinkView(name, target, "not started")
     number, log_id = bookmark["number"], bookmark["log_id"]
     tables = {row["table"]: row["state"] for row in rows}
-    state = LOADING if LOADING in tables.values() else LIVE
+    state = LOADING if {LOADING, BEHIND} & set(tables.values()) else LIVE
     last = survey.last
     if last is None:
         return SinkView(name, target, state, number, tables=tables)
@@ -216,14 +217,19 @@ def _sink(config: Config, name: str, survey: Survey, status: Mapping[str, Any] |
         due_ms, backlog = surveyor.written_ms(number + 1), surveyor.backlog_bytes(number)
     lag_s = max(0.0, time.time() - due_ms / 1000) if due_ms else 0.0
     return SinkView(
-        name, target, state, number, last.number - number, lag_s, backlog, tables, _suspended(config, name, rows)
+        name, target, state, number, last.number - number, lag_s, backlog, tables, _suspended(config, name, number, rows)
     )
 
 
-def _suspended(config: Config, name: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
+def _suspended(config: Config, name: str, number: int, rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Tables that the sink takes and does not apply: their load was asked for, and has not begun."""
     takes = config.sinks[name].tables.matches
-    names = [row["table"] for row in rows if row["state"] == "suspended" and takes(TableId.parse(row["table"]))]
+    names = [
+        row["table"]
+        for row in rows
+        if row["state"] == "suspended" or (row["state"] == BEHIND and row["from_number"] <= number)
+        if takes(TableId.parse(row["table"]))
+    ]
     return f"left alone until they are loaded anew, which was asked for: {', '.join(names)}" if names else None
 
 

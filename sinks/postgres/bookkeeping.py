@@ -7,6 +7,7 @@ hold it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cdc.errors import CdcError, Superseded, Unavailable
@@ -14,7 +15,7 @@ from cdc.log import Mark
 from cdc.table import TableId
 from sinks.postgres.session import Session
 from sinks.postgres.sql import ident, literal
-from sinks.sink import Bookmark
+from sinks.sink import Bookmark, Start
 
 VERSION = 1
 _LOCK = 0x70656E73746F636B  # the advisory lock under which the schema is made and removed
@@ -47,12 +48,13 @@ _TABLES = (
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One table of a sink. `state` is `loading`, `live` or `suspended`: what happens to it is not applied until it is loaded anew.
+    """One table of a sink. `state` is `behind`: its load begins at `from_number`, and nothing before is for it; `loading`, `live`, or
+    `suspended`: what happens to it is not applied until it is loaded anew.
 
     `fresh`: it was empty when its load began and holds nothing but rows read by it since. `tracked`: it held rows, so the keys
     written since are kept in the table `seen` (made with the first of them). `created`: the table is of our making; `adopted`: it
     was there, and its shape was checked.
-    `from_number`: the checkpoint at which its load began.
+    `from_number`: the checkpoint at which its load began; ahead of the bookmark: the first whose changes are for it (B5).
     """
 
     table: TableId
@@ -111,21 +113,27 @@ class Bookkeeping:
         found = self._session.rows(f"SELECT log_id, number, id FROM _cdc.bookmark WHERE {self._mine}")
         return Bookmark(found[0][0], Mark(found[0][1], found[0][2])) if found else None
 
-    def claim(self, log_id: str, owner: str, application_name: str, claimed: bool) -> Bookmark:
+    def claim(
+        self, log_id: str, owner: str, application_name: str, claimed: bool, start: Callable[[], Start]
+    ) -> tuple[Bookmark, Start | None]:
         """Lock the bookmark and make it this process's; see `Sink.resume`. `claimed`: this process had it before, so another owner
-        is a successor. Leaves the transaction open."""
+        is a successor. A bookmark that was not there is made where `start` says, which is returned too. Leaves the transaction
+        open."""
         self._session.execute("BEGIN")
+        joined: Start | None = None
         select = f"SELECT log_id, number, id, owner FROM _cdc.bookmark WHERE {self._mine} FOR UPDATE"
         if not (found := self._session.rows(select)):
             if claimed or self._session.rows(f"SELECT 1 FROM _cdc.tables WHERE {self._mine} LIMIT 1"):
                 raise CdcError(
                     "CDC-TGT-110", f"sink {self.sink} of pipeline {self.pipeline} has tables, and no bookmark"
                 )
-            self._session.execute(
-                f"INSERT INTO _cdc.bookmark VALUES ({literal(self.pipeline)}, {literal(self.sink)}, {literal(log_id)}, -1,"
-                f" {literal(log_id)}, {literal(owner)}, pg_backend_pid(), {literal(application_name)}, now())"
-                " ON CONFLICT DO NOTHING"
+            begin = start()
+            made = self._session.execute(
+                f"INSERT INTO _cdc.bookmark VALUES ({literal(self.pipeline)}, {literal(self.sink)}, {literal(log_id)},"
+                f" {begin.mark.number}, {literal(begin.mark.id)}, {literal(owner)}, pg_backend_pid(),"
+                f" {literal(application_name)}, now()) ON CONFLICT DO NOTHING"
             )
+            joined = begin if made else None
             found = self._session.rows(select)
         theirs, number, mark_id, holder = found[0]
         if claimed and holder != owner:
@@ -139,7 +147,7 @@ class Bookkeeping:
             f"UPDATE _cdc.bookmark SET owner = {literal(owner)}, pid = pg_backend_pid(),"
             f" application_name = {literal(application_name)}, updated_at = now() WHERE {self._mine}"
         )
-        return Bookmark(theirs, Mark(number, mark_id))
+        return Bookmark(theirs, Mark(number, mark_id)), joined
 
     def terminate_predecessor(self) -> bool:
         """End the backend that last claimed the bookmark, if it is still there under its recorded pid and application name."""
@@ -224,11 +232,12 @@ class Bookkeeping:
         return int(self._session.rows(f"SELECT count(*) FROM _cdc.constraints WHERE {self._mine}")[0][0])
 
     def restorable(self) -> list[PutAside]:
-        """Constraints that this sink put aside and of whose tables none is loading, by any sink of this database; unique ones first,
-        since foreign keys need them."""
+        """Constraints that this sink put aside and of whose tables none is loading or about to, by any sink of this database; unique
+        ones first, since foreign keys need them."""
         found = self._session.rows(
             "SELECT table_schema, table_name, constraint_name, refers_schema, refers_name, definition"
-            f" FROM _cdc.constraints c WHERE {self._mine} AND NOT EXISTS (SELECT 1 FROM _cdc.tables t WHERE t.state = 'loading'"
+            f" FROM _cdc.constraints c WHERE {self._mine} AND NOT EXISTS (SELECT 1 FROM _cdc.tables t"
+            " WHERE t.state IN ('loading', 'behind')"
             " AND (t.target_schema, t.target_name) IN ((table_schema, c.table_name), (refers_schema, refers_name)))"
             " ORDER BY definition LIKE 'FOREIGN KEY%'"
         )

@@ -24,7 +24,7 @@ from sinks.postgres.generations import Generations
 from sinks.postgres.plan import Plan
 from sinks.postgres.session import Session
 from sinks.postgres.staging import Staging
-from sinks.sink import Bookmark, Missed, Piece, TableChanges
+from sinks.sink import Bookmark, Missed, Piece, Start, TableChanges
 
 _CLAIM_TIMEOUT_S = 3.0
 _READ = ord("r")
@@ -58,33 +58,39 @@ class PostgresSink:
         self._locked: Mark | None = None
         self._aside = 0  # constraints of this sink that are put aside
         self._asked: set[TableId] = set()  # tables whose load this process has asked for
+        self._begins: dict[TableId, int] = {}  # what happens to these tables before these checkpoints is not for them
 
     # -------------------------------------------------------------------------------------------------------------- claim
-    def resume(self, log_id: str) -> Bookmark:
+    def resume(self, log_id: str, start: Callable[[], Start] | None = None) -> Bookmark:
         """See Sink. A predecessor's backend that still holds the bookmark is ended, by its recorded pid and application name."""
         self.close()
         self._connect(_CLAIM_TIMEOUT_S)
         with self._closing_on_error():
             self._books.ensure()
             try:
-                bookmark = self._claim(log_id)
+                bookmark = self._claim(log_id, start)
             except Unavailable as error:
                 if error.code != "CDC-TGT-115":
                     raise
                 self._run("ROLLBACK")
                 self._books.terminate_predecessor()
-                bookmark = self._claim(log_id)
+                bookmark = self._claim(log_id, start)
             self._claimed = True
             self._run(f"SET lock_timeout = {round(self._lock_timeout_s * 1000)}")
             self._rows = {row.table: row for row in self._books.tables()}
             self._plans: dict[TableId, Plan] = {}
             self._aside = self._books.aside()
-        return bookmark
+            number = bookmark.mark.number
+            self._begins = {t: row.from_number for t, row in self._rows.items() if row.from_number > number}
+        return bookmark._replace(begins=self._begins)
 
     def suspended(self) -> list[TableId]:
         """See Sink."""
         found = [
-            t for t, row in self._rows.items() if row.state == "suspended" and self.wants(t) and t not in self._asked
+            table
+            for table, row in self._rows.items()
+            if row.state == "suspended" or (row.state == "behind" and table not in self._begins)
+            if self.wants(table) and table not in self._asked
         ]
         self._asked.update(found)
         return found
@@ -98,8 +104,14 @@ class PostgresSink:
             self.close()
             raise
 
-    def _claim(self, log_id: str) -> Bookmark:
-        bookmark = self._books.claim(log_id, self._owner, self._application_name, self._claimed)
+    def _claim(self, log_id: str, start: Callable[[], Start] | None) -> Bookmark:
+        start = start or (lambda: Start(Mark(-1, log_id)))
+        bookmark, joined = self._books.claim(log_id, self._owner, self._application_name, self._claimed, start)
+        if joined is not None:
+            # A load that is not in the log any more can begin anywhere from here on: it is asked for.
+            begins = {**dict.fromkeys(joined.missing, joined.mark.number), **joined.begins}
+            for table, number in begins.items():
+                self._books.put(TableRow(table, self._rename(table), "behind", 0, from_number=number))
         for row in self._books.tables():
             # What is not taken now is missed, so a table that left the selection, or was renamed, is loaded anew when it returns.
             if not self.wants(row.table) or row.target != self._rename(row.table):
@@ -167,7 +179,7 @@ class PostgresSink:
         assert self._locked is not None
         target = self._rename(begun.table)
         for row in self._rows.values():
-            if row.target == target and row.table != begun.table and row.state != "suspended":
+            if row.target == target and row.table != begun.table and row.state in ("loading", "live"):
                 raise CdcError(
                     "CDC-TGT-124", f"{row.table} is written to it already", where=f"{begun.table} to {target}"
                 )
@@ -176,7 +188,7 @@ class PostgresSink:
 
     def _takes(self, table: TableId) -> bool:
         row = self._rows.get(table)
-        return row is not None and row.state != "suspended"
+        return row is not None and row.state in ("loading", "live")
 
     def _is_read(self, table: TableId, changes: TableChanges) -> bool:
         """Does the piece hold rows that a load or a re-read saw, ahead of the stream?"""
@@ -234,7 +246,8 @@ class PostgresSink:
         failpoints.hit("sink.committed")
         self._staging.ended(committed=True)
         self._locked = None
-        return Bookmark(checkpoint.log_id, checkpoint.mark)
+        self._begins = {table: number for table, number in self._begins.items() if number > checkpoint.number}
+        return Bookmark(checkpoint.log_id, checkpoint.mark, self._begins)
 
     def rollback(self) -> None:
         """See Sink."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cdc.errors import Superseded
-from cdc.log import Checkpoint, Draft, Intent, LogState, Mark, Signal, TableState
+from cdc.log import Checkpoint, Draft, Intent, LogState, Mark, Signal, Survey, Surveyor, TableState
 from cdc.position import Position
 from cdc.records import Batch, Records
 from cdc.table import TableId
@@ -31,10 +32,40 @@ class Storage:
         self.signals: list[Signal] = []
         self.writer: object = None
         self.cut: Checkpoint | None = None
+        self.hints: dict[str, Mark] = {}
+        self.first = 0  # what is before it, retention has taken away
 
     @property
     def last(self) -> Checkpoint | None:
         return self.checkpoints[-1][0] if self.checkpoints else None
+
+
+class Look:
+    """A look at it, for a sink that has no bookmark."""
+
+    log_id = LOG_ID
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def last(self) -> Checkpoint | None:
+        return self.storage.last
+
+    def survey(self) -> Survey:
+        return Survey(self.storage.last, dict(self.storage.tables), {})
+
+    def mark_before(self, number: int) -> Mark:
+        number = max(number, self.storage.first)
+        return self.storage.checkpoints[number - 1][0].mark if number else Mark(-1, LOG_ID)
+
+    def written_ms(self, number: int) -> int | None:
+        raise NotImplementedError
+
+    def mark_before_events(self, count: int, wanted: Callable[[TableId], bool]) -> Mark:
+        raise NotImplementedError
+
+    def backlog_bytes(self, after: int) -> int:
+        raise NotImplementedError
 
 
 class FakeLog:
@@ -88,7 +119,10 @@ class FakeLog:
         stored.checkpoints.append((checkpoint, kept))
         stored.intent, stored.cut = None, checkpoint if draft.cut else stored.cut
         for begun in draft.begun:
-            stored.tables[begun.table] = TableState(begun.generation, begun.keyless, None)
+            loaded = stored.tables[begun.table].loaded if begun.table in stored.tables else None
+            stored.tables[begun.table] = TableState(begun.generation, begun.keyless, None, number, loaded)
+        for table in draft.finished:
+            stored.tables[table] = stored.tables[table]._replace(loaded=stored.tables[table].begun)
         for table, facts in draft.facts.items():
             stored.tables[table] = stored.tables[table]._replace(facts=json.loads(json.dumps(facts)))
         if self.world.trace:
@@ -101,6 +135,8 @@ class FakeLog:
     ) -> Generator[tuple[Checkpoint, Batch] | None, None, None]:
         at = after.number + 1
         checkpoints = self.storage.checkpoints
+        if at < self.storage.first:
+            self.world.fail(f"checkpoint {at} is needed, {self.storage.first} is the first")
         if at and (at > len(checkpoints) or checkpoints[at - 1][0].mark != after):
             self.world.fail(f"a bookmark {after} that is not in the log")
         while True:
@@ -128,11 +164,18 @@ class FakeLog:
         self.world.tick("signals")
         return self.storage.signals[after:]
 
+    @contextmanager
+    def look(self) -> Iterator[Surveyor]:
+        yield Look(self.storage)
+
     def report(self, reader: str, mark: Mark) -> None:
-        pass
+        self.storage.hints[reader] = mark
 
     def retain(self) -> None:
-        pass
+        stored = self.storage
+        if self.world.retention and stored.cut is not None:
+            needed = min((mark.number for mark in stored.hints.values()), default=-1)
+            stored.first = max(stored.first, min(needed + 1, stored.cut.number))
 
     def status(self) -> Mapping[str, Json]:
         return {}

@@ -14,7 +14,7 @@ from unittest.mock import patch
 from cdc import capture
 from cdc.errors import CdcError
 from cdc.load import Load
-from sinks import apply, changes
+from sinks import apply, changes, joining
 from tests.simulation.log import FakeLog
 from tests.simulation.source import FakeSource
 from tests.simulation.target import FakeSink
@@ -374,6 +374,49 @@ def commit_at_cuts() -> Patches:
 def compare_the_bookmark() -> Patches:
     """B2: the first statement compares the bookmark."""
     return [off(FakeSink, "compare_bookmark")]
+
+
+@mutant
+def join_at_a_cut() -> Patches:
+    """B5: a sink that joins begins at a cut, which no later epoch abandons."""
+
+    def anywhere(log: Any, surveyor: Any, number: int) -> Any:
+        return surveyor.mark_before(number)
+
+    return [off(joining, "cut_before", anywhere), often(**{"join": 0.05, "fail over": 0.01, "new epoch": 0.01})]
+
+
+@mutant
+def join_from_the_last_whole_load() -> Patches:
+    """B5: the load that is under way may end long after a sink has joined, or never: the one before it is whole."""
+
+    def start(log: Any, name: str, wants: Any) -> Any:
+        found = joining.start(log, name, wants)
+        return found._replace(mark=log.storage.cut.mark if log.storage.cut else found.mark, begins={})
+
+    return [off(apply, "start", start), often(join=0.05)]
+
+
+@mutant
+def join_each_table_at_its_own_load() -> Patches:
+    """B5: what happens to a table before its own load begins is not for a sink that joins."""
+
+    def start(log: Any, name: str, wants: Any) -> Any:
+        return joining.start(log, name, wants)._replace(begins={})
+
+    return [off(apply, "start", start), often(join=0.05)]
+
+
+@mutant
+def retention_waits_for_who_joins() -> Patches:
+    """A9: retention waits for a sink from the moment on in which it looks for its place."""
+
+    def report(log: Any, reader: str, mark: Any) -> None:
+        if reader == "sink":  # only of the first one is known
+            real(log, reader, mark)
+
+    real = FakeLog.report
+    return [off(FakeLog, "report", report), often(join=0.05, retention=True)]
 
 
 @mutant

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,8 @@ from cdc.errors import Superseded, Unavailable
 from cdc.log import Checkpoint, Mark
 from cdc.source import Finding
 from cdc.table import TableId
-from sinks.sink import Bookmark, Missed, Net, Partial, Piece, TableChanges
-from tests.simulation.rows import KEYLESS, Row, decode, key_bytes, key_of
+from sinks.sink import Bookmark, Missed, Net, Partial, Piece, Start, TableChanges
+from tests.simulation.rows import KEYLESS, TABLES, Row, decode, key_bytes, key_of
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -36,9 +36,12 @@ class Content:
 
 
 class Target:
-    """The database, and who holds the bookmark."""
+    """The database, and who holds the bookmark. `tables` are what its sink takes. `joined`: the bookmark has been made; tables that
+    the log no longer held then are `missing` until they begin."""
 
-    def __init__(self, log_id: str) -> None:
+    def __init__(self, log_id: str, name: str = "sink", tables: Sequence[TableId] = TABLES) -> None:
+        self.name, self.tables = name, tuple(tables)
+        self.joined, self.missing = False, set[TableId]()
         self.content = Content(Bookmark(log_id, Mark(-1, log_id)))
         self.owner: FakeSink | None = None
         self.in_transaction: FakeSink | None = None
@@ -49,8 +52,8 @@ class FakeSink:
 
     compare_bookmark = delete_unseen = check_cut = True  # switched off by mutants
 
-    def __init__(self, world: World, target: Target, name: str = "sink") -> None:
-        self.world, self.target, self.name = world, target, name
+    def __init__(self, world: World, target: Target) -> None:
+        self.world, self.target, self.name = world, target, target.name
         self.work: Content | None = None
         self.aside: dict[TableId, dict[int, Row]] = {}  # rows that lost a collision in this transaction
 
@@ -58,19 +61,27 @@ class FakeSink:
         return []
 
     def wants(self, table: TableId) -> bool:
-        return True
+        return table in self.target.tables
 
-    def resume(self, log_id: str) -> Bookmark:
+    def resume(self, log_id: str, start: Callable[[], Start] | None = None) -> Bookmark:
         self.world.tick("resume")
         if (other := self.target.in_transaction) is not None:
             if self.world.chance(0.5):
                 raise Unavailable("CDC-PG-100", "the bookmark is locked")
             other.rollback()  # its backend is ended
+        if start is not None and not self.target.joined:
+            mark, begins, missing = start()
+            self.world.tick("join")
+            if missing and not self.world.storage.first:
+                self.world.fail(f"{missing} are in the log, and the source is asked for them")
+            if not self.target.joined:
+                self.target.content.bookmark = Bookmark(log_id, mark, begins)
+                self.target.joined, self.target.missing = True, set(missing)
         self.target.owner = self
         return self.target.content.bookmark
 
     def suspended(self) -> list[TableId]:
-        return []
+        return sorted(self.target.missing - self.target.content.rows.keys())
 
     def begin(self, bookmark: Bookmark, checkpoint: Checkpoint) -> None:
         self.world.tick("begin")
@@ -101,6 +112,8 @@ class FakeSink:
             else:
                 work.rows.setdefault(begun.table, {})
         for table, changes in piece.tables.items():
+            if table not in work.rows and table in self.target.missing:
+                continue
             if table not in work.rows:
                 self.world.fail(f"events of {table}, which never began")
             if changes.only_reads and any(decode(value).op != "r" for value in changes.events):
@@ -110,6 +123,8 @@ class FakeSink:
             elif keys := self._keyed(work, table, changes):
                 missed.append(Missed(table, tuple(key_bytes(table, key) for key in keys)))
         for table in piece.finished:
+            if table not in work.rows and table in self.target.missing:
+                continue
             written = work.written.pop(table)
             work.finished[table] = work.generations[table]
             if table != KEYLESS and self.delete_unseen:
@@ -213,7 +228,8 @@ class FakeSink:
             raise Unavailable("CDC-PG-100", "COMMIT did not arrive")
         for table, written in work.written.items():
             work.written[table] = written - self.aside.get(table, {}).keys()
-        work.bookmark = Bookmark(checkpoint.log_id, checkpoint.mark)
+        begins = {table: number for table, number in work.bookmark.begins.items() if number > checkpoint.number}
+        work.bookmark = Bookmark(checkpoint.log_id, checkpoint.mark, begins)
         self.target.content = work
         self.rollback()
         self.world.check_target(self.target.content, checkpoint)

@@ -58,6 +58,7 @@ class World:
         self.rng, self.trace = Dice(seed), tracing
         rng = self.rng
         self.db, self.storage, self.target = Database(rng), Storage(), Target(LOG_ID)
+        self.targets = [self.target]  # more sinks join on the way
         self.histories: dict[int, History] = {}
         self.depth, self.chaos, self.steps = 0, True, steps
         self.sink_depth: list[FakeSink] = []
@@ -75,7 +76,9 @@ class World:
             "fail over": (fails := rng.choice((0, 0, 0, 0.001))),
             "new epoch": fails / 2,
             "select": rng.choice((0, 0, 0.002)),
+            "join": rng.choice((0, 0.002, 0.01)),
         }
+        self.retention = rng.random() < 0.3
         self.busy, self.reloads = rng.choice((1, 2, 4)), rng.choice((0.05, 0.3))
         for name, value in self.focus.items():
             if name in self.odds:
@@ -139,6 +142,10 @@ class World:
         elif what == "select":
             self.selected = rng.sample(TABLES, rng.choice((2, 3, 3)))
             self.say("selected from the next start on:", *self.selected)
+        elif what == "join" and len(self.targets) < 4:
+            tables = rng.sample(TABLES, rng.randint(1, len(TABLES)))
+            self.targets.append(Target(LOG_ID, f"sink {len(self.targets)}", tables))
+            self.say(self.targets[-1].name, "may join with", *tables)
         elif what == "nested" and self.depth < 2:
             self.run_one(rng.randint(1, 12))
         elif what == "killed":
@@ -172,7 +179,7 @@ class World:
         if self.rng.random() < 0.6:
             self.run_capture(stops)
         else:
-            self.run_sink(stops)
+            self.run_sink(stops, self.rng.choice(self.targets))
 
     def _countdown(self, stops: int) -> Any:
         left = iter(range(stops))
@@ -183,6 +190,7 @@ class World:
         self.say("capture starts")
         self.depth += 1
         log = FakeLog(self, self.storage)
+        log.retain()
         try:
             capture(FakeSource(self, log), log, self._countdown(stops), self.limits)
         except (Killed, Unavailable, Superseded) as end:
@@ -204,7 +212,7 @@ class World:
         return self.storage.signals[last.position.load["signals"] if last else 0 :]
 
     def run_sink(self, stops: int, target: Target | None = None) -> None:
-        self.say("sink starts")
+        self.say("sink starts", "" if target is None else target.name)
         pace = Pace(0, self.rng.choice((1, 500, 2000)), self.bytes_max)
         sink = FakeSink(self, target or self.target)
         self.depth += 1
@@ -239,18 +247,21 @@ class World:
         self.signal("reread", signal)
         self.settle()
         self.damaged = set()
-        self.check_end(self.target)
-        if self.rng.random() < 0.3:
-            late = Target(LOG_ID)
-            for _ in range(len(self.new_epochs) + 1):  # each abandoned tail is read again
-                self.run_sink(2 * len(self.storage.checkpoints) + 10, late)
-            self.check_end(late)
+        if self.rng.random() < 0.5:
+            self.targets.append(Target(LOG_ID, "last"))
+            asked = len(self.storage.signals)
+            self.settle()
+            if not self.storage.first and any(s.kind == "reload" for s in self.storage.signals[asked:]):
+                self.fail("a sink that joined has its tables loaded anew")
+        for target in self.targets:
+            self.check_end(target)
 
     def settle(self) -> None:
         for _ in range(60):
             self.reload()
             self.run_capture(20)
-            self.run_sink(len(self.storage.checkpoints) + 10)
+            for target in self.targets:
+                self.run_sink(len(self.storage.checkpoints) + 10, target)
             if not self.unsettled():
                 return
         self.fail(f"does not end: {self.unsettled()}")
@@ -263,9 +274,8 @@ class World:
         left = [load[part] for part in ("loading", "awaiting", "queue", "owed", "left") if load[part]]
         if self.histories[last.epoch] is not self.db.history or stream["place"] < self.db.durable:
             left.append(stream)
-        if self.target.content.bookmark.mark != last.mark:
-            left.append(self.target.content.bookmark)
-        return left + self.untaken()
+        marks = [target.content.bookmark.mark for target in self.targets]
+        return left + [mark for mark in marks if mark != last.mark] + self.untaken()
 
     def check_end(self, target: Target) -> None:
         last = self.storage.last
@@ -273,7 +283,9 @@ class World:
         self.check_target(target.content, last)
         if target.content.bookmark.mark != last.mark:
             self.fail(f"the target is at {target.content.bookmark}")
-        for table in TABLES:
+        if set(target.content.rows) != set(target.tables):
+            self.fail(f"{target.name} has {set(target.content.rows)}")
+        for table in target.tables:
             if table in target.content.written or table not in target.content.finished:
                 self.fail(f"{table} never ends loading")
             if self.stale(target.content, table, last):
