@@ -40,8 +40,10 @@ def run(*, as_json: bool, file: Path, grants: bool) -> int:
 
 
 def findings(config: Config) -> list[Finding]:
-    """All of them: the file's, the source's, the log's, each target's. Errors first."""
+    """All of them: the file's, the source's, the log's, the registry's, each target's. Errors first."""
     found = [*config.findings, *_asked("source", lambda: _source(config)), *_asked("log", lambda: logs.check(config))]
+    if config.registry:
+        found += _asked("registry", lambda: _registry(config))
     try:
         schemas = wiring.schemas(config)
     except CdcError:  # the source's own findings say why; the targets are looked at without its tables
@@ -64,6 +66,13 @@ def _asked(part: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
 def _source(config: Config) -> list[Finding]:
     with closing(wiring.source(config)) as source:
         return source.check()
+
+
+def _registry(config: Config) -> list[Finding]:
+    if registry := logs.registry(config):
+        with closing(registry):
+            registry.check()
+    return []
 
 
 def _sink(config: Config, name: str, schemas: Sequence[TableSchema]) -> list[Finding]:

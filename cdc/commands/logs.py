@@ -18,6 +18,7 @@ from cdc.log import Log, Surveyor
 from cdc.log.embedded import EmbeddedLog
 from cdc.log.folder import Folder, WriterLock
 from cdc.log.survey import FolderSurveyor
+from cdc.registry.external import ExternalRegistry
 from cdc.source import Finding
 
 if TYPE_CHECKING:
@@ -54,11 +55,17 @@ def open_log(config: Config, *, create: bool = False) -> Log:
             free_bytes_min=config.log.free_bytes_min,
             retention=config.log.retention,
             create=create,
+            registry=registry(config),
         )
     if log.pipeline not in (None, config.pipeline):
         log.close()
         raise CdcError("CDC-LOG-111", f"it holds the tables of {log.pipeline}", where=config.log.where)
     return log
+
+
+def registry(config: Config) -> ExternalRegistry | None:
+    """The external schema registry, if there is one. It connects when it is first asked. Raises CDC-REG-103."""
+    return ExternalRegistry(config.registry.url, config.registry.options) if config.registry else None
 
 
 def look(config: Config) -> AbstractContextManager[Surveyor]:

@@ -50,3 +50,15 @@ def test_it_waits_for_the_log_serves_it_and_stops(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_check_looks_at_an_external_registry(tmp_path: Path) -> None:
+    file = tmp_path / "shop.yaml"
+    text = (
+        "pipeline: shop\nsource: postgresql://nobody@127.0.0.1:1/none\nlog: ./shop.log\nregistry: http://127.0.0.1:1\n"
+    )
+    file.write_text(text)
+    command = [sys.executable, "-m", "cdc", "check", str(file), "--json"]
+    said = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout)
+    found = {finding["code"]: finding["where"] for finding in said["result"]["findings"]}
+    assert found["CDC-REG-101"].startswith("registry: http://127.0.0.1:1")
