@@ -63,6 +63,14 @@ def _offsets(client: AdminClient, partitions: list[TopicPartition], spec: Offset
     return [found[partition.topic, partition.partition] for partition in partitions]
 
 
+def know(reading: Consumer, names: list[str]) -> None:
+    """Let a consumer learn where these topics are. By itself it asks once a second only, which each new topic would wait for."""
+    if len(names) == 1:
+        reading.list_topics(names[0], timeout=TIMEOUT_S)
+    else:
+        reading.list_topics(timeout=TIMEOUT_S)
+
+
 def topic_ids(client: AdminClient, names: Iterable[str]) -> dict[str, str]:
     """The cluster's ids of these topics. Raises CDC-KAFKA-201 when one is missing."""
     asked = client.describe_topics(TopicCollection(list(names)), request_timeout=TIMEOUT_S)

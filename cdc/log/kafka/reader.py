@@ -21,7 +21,7 @@ from cdc.log.checkpoint import Chain
 from cdc.log.kafka.buffers import Buffer, missing, truncated
 from cdc.log.kafka.client import TIMEOUT_S, KafkaSettings, admin, consumer, error_of, group_of, translating
 from cdc.log.kafka.order import merged
-from cdc.log.kafka.partition import ends_of_log, offset_of, take, topic_ids
+from cdc.log.kafka.partition import ends_of_log, know, offset_of, take, topic_ids
 from cdc.log.kafka.records import Birth, Intended, State, Topic
 from cdc.log.kafka.schemas import Schemas
 from cdc.log.kafka.story import SETTLE_S, Story, record_of
@@ -121,6 +121,7 @@ class Reader:
         self._reached = begin
         with translating(self._topic):
             (self._at_least,) = ends_of_log(self._admin, [TopicPartition(self._topic, 0)])
+            know(self._consumer, [self._topic])
             self._consumer.assign([TopicPartition(self._topic, 0, begin)])
         self._assign(topic for table, topic in self._topics.items() if wanted(table))
 
@@ -142,6 +143,7 @@ class Reader:
                 self._buffers[name, partition] = Buffer(table, name, partition, begin)
                 added.append(TopicPartition(name, partition, begin))
         with translating(self._topic):
+            know(self._consumer, [topic.name for topic in topics])
             self._consumer.incremental_assign(added)
 
     def _drop(self, topic: Topic) -> None:

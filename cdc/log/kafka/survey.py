@@ -12,7 +12,7 @@ from confluent_kafka import TopicPartition
 from cdc.errors import CdcError
 from cdc.log import Checkpoint, Mark, Survey
 from cdc.log.kafka.client import KafkaSettings, admin, consumer, group_of, translating
-from cdc.log.kafka.partition import begins_of_log, take
+from cdc.log.kafka.partition import begins_of_log, know, take
 from cdc.log.kafka.story import Place, Story
 from cdc.table import TableId
 
@@ -132,6 +132,7 @@ class KafkaSurveyor:
         with translating(self._pipeline):
             reading = consumer(self._settings, group_of(self._pipeline), enable_partition_eof=True)
             try:
+                know(reading, [topic for (topic, _), _ in most])
                 reading.assign(
                     [TopicPartition(*place, max(begin, end - SAMPLE_RECORDS)) for place, (begin, end) in most]
                 )
