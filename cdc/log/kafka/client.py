@@ -22,8 +22,8 @@ from cdc.secrets import redact, register
 from cdc.table import TableId
 
 FOREVER, APPLIED = "forever", "applied"  # retention
-RECORD_BYTES_MAX = 32 << 20
-OVERHEAD_BYTES = 4096  # of a record batch with one record: its headers, and the record's own lengths
+RECORD_BYTES_MAX = 16 << 20
+OVERHEAD_BYTES = 64 << 10  # of a record batch with one record: headers, lengths, and what compression adds to noise
 TIMEOUT_S = 10.0  # of one request that should take milliseconds
 DIAGNOSIS_S = 3.0
 REPEATED_S = 30.0  # a line that librdkafka repeats at each attempt is logged once in this time
@@ -191,7 +191,7 @@ _LOGIN = frozenset(
         _E.ILLEGAL_SASL_STATE,
     }
 )
-_RIGHTS = frozenset(
+RIGHTS = frozenset(
     {
         _E.TOPIC_AUTHORIZATION_FAILED,
         _E.GROUP_AUTHORIZATION_FAILED,
@@ -211,15 +211,15 @@ _REFUSED_TOPIC = frozenset(
         _E.INVALID_REQUEST,
     }
 )
-_MISSING = frozenset({_E.UNKNOWN_TOPIC_OR_PART, _E._UNKNOWN_TOPIC, _E._UNKNOWN_PARTITION, _E.UNKNOWN_TOPIC_ID})
+MISSING = frozenset({_E.UNKNOWN_TOPIC_OR_PART, _E._UNKNOWN_TOPIC, _E._UNKNOWN_PARTITION, _E.UNKNOWN_TOPIC_ID})
 _OUT_OF_RANGE = frozenset({_E.OFFSET_OUT_OF_RANGE, _E._AUTO_OFFSET_RESET})
 _CODES: Mapping[str, frozenset[int]] = {
     "CDC-KAFKA-102": _LOGIN,
-    "CDC-KAFKA-103": _RIGHTS,
+    "CDC-KAFKA-103": RIGHTS,
     "CDC-KAFKA-104": _UNSUITABLE,
     "CDC-KAFKA-105": frozenset({_E._INVALID_ARG}),
     "CDC-KAFKA-106": _REFUSED_TOPIC,
-    "CDC-KAFKA-201": _MISSING,
+    "CDC-KAFKA-201": MISSING,
     "CDC-KAFKA-203": _OUT_OF_RANGE,
     "CDC-LOG-401": frozenset({_E.MSG_SIZE_TOO_LARGE, _E.RECORD_LIST_TOO_LARGE}),
 }
