@@ -114,9 +114,8 @@ class EmbeddedLog:
         return None
 
     def register(self, subject: str, schema: Json) -> int:
-        if self._registry is None:
-            return self._schemas.register(subject, schema)
-        return self._schemas.put(subject, schema, self._registry.register(subject, schema))
+        given = self._registry.register(subject, schema) if self._registry else None
+        return self._schemas.register(subject, schema, given)
 
     def schema(self, schema_id: int) -> Json:
         return self._schemas.schema(schema_id)

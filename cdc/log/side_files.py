@@ -76,30 +76,22 @@ class Schemas(_SideFile):
         self._ids: dict[tuple[str, str], int] = {}
         self._schemas: dict[int, Json] = {}
 
-    def register(self, subject: str, schema: Json) -> int:
-        """The id, committed with the subject's version before it is returned."""
+    def register(self, subject: str, schema: Json, given: int | None = None) -> int:
+        """The id, committed with the schema and the subject's version before it is returned. `given` is what an external registry
+        gave. Raises CDC-REG-301 when that is another schema's here."""
         body = canonical(schema)
         known = self._ids.get((subject, body))
-        if known is not None:
+        if known is not None and given in (None, known):
             return known
         with sqlite_errors(self.path), self.begin() as connection:
-            schema_id = self._place(connection, schema_hash(schema), body)
-            self._add_version(connection, subject, schema_id)
-        self._ids[subject, body] = schema_id
-        return schema_id
-
-    def put(self, subject: str, schema: Json, schema_id: int) -> int:
-        """The id that another registry gave, once it is committed here with the schema and the subject's version. Raises CDC-REG-301
-        when the id is another schema's."""
-        body = canonical(schema)
-        if self._ids.get((subject, body)) == schema_id:
-            return schema_id
-        with sqlite_errors(self.path), self.begin() as connection:
-            connection.execute("INSERT OR IGNORE INTO schemas VALUES (?, ?)", (schema_id, body))
-            [(stored,)] = connection.execute("SELECT body FROM schemas WHERE id = ?", (schema_id,)).fetchall()
-            if stored != body:
-                raise CdcError("CDC-REG-301", f"id {schema_id}, given for {subject}", where=str(self.path))
-            self._add_version(connection, subject, schema_id)
+            schema_id = self._place(connection, schema_hash(schema) if given is None else given, body)
+            if given not in (None, schema_id):
+                raise CdcError("CDC-REG-301", f"id {given}, given for {subject}", where=str(self.path))
+            connection.execute(
+                "INSERT INTO subjects SELECT ?1, 1 + coalesce((SELECT max(version) FROM subjects WHERE subject = ?1), 0), ?2"
+                " WHERE NOT EXISTS (SELECT 1 FROM subjects WHERE subject = ?1 AND id = ?2)",
+                (subject, schema_id),
+            )
         self._ids[subject, body] = schema_id
         return schema_id
 
@@ -114,14 +106,6 @@ class Schemas(_SideFile):
         for subject, schema_id in self.rows("SELECT subject, id FROM subjects ORDER BY subject, version"):
             found.setdefault(str(subject), []).append(int(str(schema_id)))
         return found
-
-    @staticmethod
-    def _add_version(connection: sqlite3.Connection, subject: str, schema_id: int) -> None:
-        connection.execute(
-            "INSERT INTO subjects SELECT ?1, 1 + coalesce((SELECT max(version) FROM subjects WHERE subject = ?1), 0), ?2"
-            " WHERE NOT EXISTS (SELECT 1 FROM subjects WHERE subject = ?1 AND id = ?2)",
-            (subject, schema_id),
-        )
 
     @staticmethod
     def _place(connection: sqlite3.Connection, schema_id: int, body: str) -> int:

@@ -35,16 +35,19 @@ class Schemas:
         self._partition.close()
         self._producer = None
 
-    def register(self, subject: str, schema: Json, schema_id: int | None = None) -> int:
-        """The id, acknowledged with the subject's version before it is returned. `schema_id` is what an external registry gave."""
+    def register(self, subject: str, schema: Json, given: int | None = None) -> int:
+        """The id, acknowledged with the subject's version before it is returned. `given` is what an external registry gave. Raises
+        CDC-REG-301 when that is another schema's here."""
         body = canonical(schema)
-        if (known := self._ids.get((subject, body))) is not None:
+        known = self._ids.get((subject, body))
+        if known is not None and given in (None, known):
             return known
         if self._next is None:
             self._catch_up()
-            return self.register(subject, schema, schema_id)
-        if schema_id is None:
-            schema_id = self._place(schema_hash(schema), body)
+            return self.register(subject, schema, given)
+        schema_id = self._place(schema_hash(schema) if given is None else given, body)
+        if given not in (None, schema_id):
+            raise CdcError("CDC-REG-301", f"id {given}, given for {subject}", where=self._partition.topic)
         version = len(self._subjects.get(subject, ())) + 1
         record = {"id": schema_id, "subject": subject, "version": version, "schema": schema}
         if self._producer is None:
