@@ -25,6 +25,8 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from cdc.avro import canonical, schemas_of
 from cdc.errors import CdcError, Unavailable
 from cdc.log.embedded import EmbeddedLog
+from cdc.log.kafka.client import KafkaSettings
+from cdc.log.kafka.schemas import Schemas
 from cdc.metrics import ServiceMetrics
 from cdc.records import Records
 from cdc.registry.api import RegistryApi
@@ -36,6 +38,7 @@ from tests.integration.pg_source import Capture, Registry
 from tests.servers import Database
 
 if TYPE_CHECKING:
+    from tests.servers.kafka import Kafka
     from tests.servers.registry import SchemaRegistry
 
 TABLE = """
@@ -459,3 +462,29 @@ def test_the_log_keeps_what_others_gave(tmp_path: Path) -> None:
         assert log.subjects() == {"a-value": [own, 1], "b-value": [1, 2]}
     with opened(tmp_path / "p.log") as log:
         assert (log.schema(1), log.schema(2)) == (VALUE, NARROWED)
+
+
+def test_a_kafka_log_keeps_what_others_gave_and_serves_it(kafka: Kafka, name: str) -> None:
+    kafka.make_topic(f"{name}.schemas")
+
+    def opened() -> Schemas:
+        return Schemas(KafkaSettings(kafka.bootstrap), name)
+
+    try:
+        with closing(opened()) as schemas:
+            own = schemas.register("a-value", VALUE)
+            assert [schemas.register("a-value", VALUE, 1), schemas.register("b-value", VALUE, 1)] == [1, 1]
+            assert [schemas.register("b-value", NARROWED, 2), schemas.register("b-value", VALUE, 1)] == [2, 1]
+        with closing(opened()) as schemas:
+            assert code_of(lambda: schemas.register("b-value", NARROWED, 1)) == "CDC-REG-301"
+            assert code_of(lambda: schemas.register("b-value", NARROWED, own)) == "CDC-REG-301"
+            assert schemas.subjects() == {"a-value": [own, 1], "b-value": [1, 2]}
+            with closing(RegistryApi(opened)) as api:  # type: ignore[arg-type]  # schemas are all that it wants of a log
+                assert json.loads(api.answer("GET", "/subjects", {}, b"")[1]) == ["a-value", "b-value"]
+                assert api.answer("GET", "/schemas/ids/7", {}, b"")[0] == 404
+                schemas.register("c-value", REQUIRED, 7)
+                assert api.answer("GET", "/schemas/ids/7/schema", {}, b"") == (200, canonical(REQUIRED))
+                versions = json.loads(api.answer("GET", "/schemas/ids/1/versions", {}, b"")[1])
+                assert versions == [{"subject": "a-value", "version": 2}, {"subject": "b-value", "version": 1}]
+    finally:
+        kafka.drop_topics(f"{name}.")
