@@ -9,7 +9,8 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim
 COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir /wheels/*.whl && rm -r /wheels \
+# With the client of external schema registries. librdkafka comes inside confluent-kafka's wheel.
+RUN pip install --no-cache-dir "$(echo /wheels/*.whl)[registry]" && rm -r /wheels \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/penstock penstock \
     && install -d -o penstock -g penstock -m 0750 /var/lib/penstock \
     && install -d /etc/penstock

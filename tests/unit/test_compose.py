@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from configparser import RawConfigParser
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,39 @@ import typer
 from ruamel.yaml import YAML
 
 from cdc import cli, config
+from cdc.commands import logs, wiring
 from cdc.postgres.grants import source_grants
 from sinks.postgres.grants import sink_grants
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = YAML(typ="safe").load(ROOT / "docker-compose.yml")
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = ("capture", "sink")
+SINKS = ("warehouse", "reporting")
+OURS = ("capture", *SINKS, "registry")
+KAFKA = SERVICES["kafka"]["environment"]
 PIPELINE = ROOT / "deploy/compose/pipeline.yaml"
 
 
-def environment(service: str) -> dict[str, str]:
-    """The service's variables, with compose's `${NAME:-default}` at its default."""
+def environment(service: str, **chosen: str) -> dict[str, str]:
+    """The service's variables, with compose's `${NAME:-default}` as chosen, or at its default."""
     return {
-        name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for name, value in SERVICES[service]["environment"].items()
+        name: re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: chosen.get(found[1], found[2]), value)
+        for name, value in SERVICES[service]["environment"].items()
     }
+
+
+def parsed(service: str) -> tuple[str, dict[str, Any]]:
+    """The verb of a service of ours and what `cdc` makes of its arguments."""
+    verb, *arguments = SERVICES[service]["command"]
+    command = typer.main.get_command(cli.app)
+    with command.make_context("cdc", [verb, *arguments], resilient_parsing=True) as context:
+        _, found, rest = command.resolve_command(context, [verb, *arguments])  # type: ignore[attr-defined]
+        return verb, found.make_context(verb, rest, parent=context).params
+
+
+def listeners(variable: str) -> dict[str, str]:
+    """Listener → address, of a broker's setting."""
+    return dict(part.split("://") for part in KAFKA[variable].split(","))
 
 
 def dockerfile() -> list[tuple[str, str]]:
@@ -46,32 +65,65 @@ def final_stage() -> dict[str, str]:
     return dict(instructions[begin:])
 
 
-def test_compose_has_two_databases_and_one_service_per_role() -> None:
-    assert set(SERVICES) == {"source", "target", "capture", "sink"}
-    assert SERVICES["capture"]["command"] == ["capture"]
-    assert SERVICES["sink"]["command"] == ["sink", "warehouse"]
+def test_compose_has_kafka_a_registry_two_databases_and_one_service_per_role() -> None:
+    assert set(SERVICES) == {"source", "target", "kafka", "apicurio", *OURS}
+    assert [name for name in SERVICES if "profiles" in SERVICES[name]] == ["apicurio"]
+    assert parsed("capture")[0] == "capture"
+    assert parsed("registry")[0] == "registry"
+    assert {(parsed(sink)[0], parsed(sink)[1]["name"]) for sink in SINKS} == {("sink", sink) for sink in SINKS}
     assert "wal_level=logical" in SERVICES["source"]["command"]
-
-
-@pytest.mark.parametrize("service", OURS)
-def test_the_command_is_one_that_cdc_understands(service: str) -> None:
-    verb, *arguments = SERVICES[service]["command"]
-    command = typer.main.get_command(cli.app)
-    with command.make_context("cdc", [verb, *arguments], resilient_parsing=True) as context:
-        _, parsed, rest = command.resolve_command(context, [verb, *arguments])
-        parsed.make_context(verb, rest, parent=context)
 
 
 @pytest.mark.parametrize("service", OURS)
 def test_the_pipeline_file_is_valid_with_the_services_environment(service: str) -> None:
     loaded = config.load(PIPELINE, environment(service))
-    assert "warehouse" in loaded.sinks
+    assert set(loaded.sinks) == set(SINKS)
     assert loaded.source.url.hosts == "source:5432"
     assert loaded.source.url.password == "try-cdc"
-    assert loaded.sinks["warehouse"].url.hosts == "target:5432"
-    assert (loaded.server.bind.host, loaded.server.bind.port) == ("0.0.0.0", 8484)
+    assert {sink.url.hosts for sink in loaded.sinks.values()} == {"target:5432"}
+    assert loaded.log.url == listeners("KAFKA_ADVERTISED_LISTENERS")["SERVICES"]
+    assert loaded.registry is None
+    logs.settings(loaded)  # takes all options
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_the_log_may_be_the_embedded_one(service: str) -> None:
+    (said,) = re.findall(r"LOG=(\S+) docker compose", (ROOT / "docker-compose.yml").read_text())
+    loaded = config.load(PIPELINE, environment(service, LOG=said))
     (volume,) = [mount.split(":")[1] for mount in SERVICES[service]["volumes"] if mount.startswith("log:")]
+    assert not loaded.log.url
     assert loaded.log.path.is_relative_to(volume)
+
+
+def test_the_registry_may_be_an_external_one(tmp_path: Path) -> None:
+    changed = tmp_path / "pipeline.yaml"
+    changed.write_text(PIPELINE.read_text().replace("# registry:", "registry:"))
+    loaded = config.load(changed, environment("capture"))
+    assert loaded.registry is not None
+    assert loaded.registry.url == "http://apicurio:8080/apis/ccompat/v7"
+    with logs.registry(loaded) as registry:  # type: ignore[union-attr]
+        assert registry
+    assert SERVICES["apicurio"]["environment"]["KAFKA_BOOTSTRAP_SERVERS"] == loaded.log.url
+    assert SERVICES["apicurio"]["ports"][0].endswith(":8080")
+    pom = (ROOT / "tests/servers/poms/registry.xml").read_text()
+    assert f">{SERVICES['apicurio']['image'].rpartition(':')[2]}<" in pom  # the version that the tests run on
+
+
+def test_kafka_is_one_broker_that_services_and_the_host_reach() -> None:
+    assert KAFKA["KAFKA_PROCESS_ROLES"] == "broker,controller"
+    bound, advertised = listeners("KAFKA_LISTENERS"), listeners("KAFKA_ADVERTISED_LISTENERS")
+    assert advertised.keys() == bound.keys() - {"CONTROLLER"}
+    assert advertised["SERVICES"].endswith(bound["SERVICES"])
+    (published,) = SERVICES["kafka"]["ports"]
+    assert published == f"{advertised['HOST']}{bound['HOST']}"
+    protocols = dict(pair.split(":") for pair in KAFKA["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(","))
+    assert protocols.keys() == bound.keys()
+    assert KAFKA["KAFKA_CONTROLLER_QUORUM_VOTERS"] == f"{KAFKA['KAFKA_NODE_ID']}@kafka{bound['CONTROLLER']}"
+    assert KAFKA["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
+    assert SERVICES["kafka"]["volumes"] == [f"kafka:{KAFKA['KAFKA_LOG_DIRS']}"]
+    assert all(KAFKA[name] == 1 for name in KAFKA if name.endswith(("REPLICATION_FACTOR", "MIN_ISR")))
+    pom = (ROOT / "tests/servers/poms/kafka.xml").read_text()
+    assert f"<kafka>{SERVICES['kafka']['image'].rpartition(':')[2]}</kafka>" in pom  # the version that the tests run on
 
 
 @pytest.mark.parametrize("service", OURS)
@@ -86,7 +138,7 @@ def test_a_service_is_published_on_loopback_only_and_its_files_exist(service: st
     published = SERVICES[service]["ports"]
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)
-    for mount in SERVICES[service]["volumes"]:
+    for mount in SERVICES[service].get("volumes", ()):
         name = mount.split(":")[0]
         assert (ROOT / name).is_file() if name.startswith("./") else name in COMPOSE["volumes"]
 
@@ -94,18 +146,48 @@ def test_a_service_is_published_on_loopback_only_and_its_files_exist(service: st
 def test_published_ports_differ() -> None:
     ports = [port.split(":")[1] for service in SERVICES.values() for port in service["ports"]]
     assert len(ports) == len(set(ports))
-    assert all(port.endswith(":8484") for service in OURS for port in SERVICES[service]["ports"])
 
 
 @pytest.mark.parametrize("service", OURS)
-def test_a_service_waits_for_its_database_and_holds_no_privileges(service: str) -> None:
+def test_a_service_listens_where_it_is_published_and_where_its_health_is_asked(service: str) -> None:
+    address = wiring.listen(parsed(service)[1]["bind"])
+    assert address.host == "0.0.0.0"
+    assert all(port.endswith(f":{address.port}") for port in SERVICES[service]["ports"])
+    assert f"127.0.0.1:{address.port}/healthz" in final_stage()["HEALTHCHECK"]
+
+
+@pytest.mark.parametrize("service", [name for name in SERVICES if name not in OURS])
+def test_others_servers_have_a_health_check_and_a_version(service: str) -> None:
+    test = SERVICES[service]["healthcheck"]["test"]
+    assert test[0] in ("CMD", "CMD-SHELL")
+    assert len(test) > 1
+    assert re.search(r":\d", SERVICES[service]["image"])
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_waits_only_for_what_is_there_and_can_become_so(service: str) -> None:
+    for name, wait in SERVICES[service].get("depends_on", {}).items():
+        assert "profiles" not in SERVICES[name]
+        assert wait["condition"] in ("service_healthy", "service_started")
+        assert wait["condition"] == "service_started" or "healthcheck" in SERVICES[name]
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_a_service_waits_for_its_servers_and_holds_no_privileges(service: str) -> None:
     ours = SERVICES[service]
-    database = {"capture": "source", "sink": "target"}[service]
-    assert ours["depends_on"][database] == {"condition": "service_healthy"}
-    assert "healthcheck" in SERVICES[database]
+    for server in ("kafka", *{"capture": ["source"], "registry": []}.get(service, ["target"])):
+        assert ours["depends_on"][server] == {"condition": "service_healthy"}
     assert ours["cap_drop"] == ["ALL"]
+    assert ours["security_opt"] == ["no-new-privileges:true"]
     assert ours["read_only"] is True
     assert "user" not in ours  # the image's, which is not root
+
+
+def test_the_commands_in_the_comments_name_services() -> None:
+    for line in re.findall(r"^#   (.*docker compose .*)$", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE):
+        words = [word for word in shlex.split(line) if word[:1] != "-" and "=" not in word][2:]
+        named = {"up": words[words.index("up") + 1 :] if "up" in words else [], "exec": words[1:2]}.get(words[0], [])
+        assert set(named) <= SERVICES.keys(), line
 
 
 def test_the_image_runs_cdc_as_somebody_without_privileges() -> None:
@@ -143,14 +225,39 @@ def test_the_scripts_make_the_documented_roles_with_exactly_the_documented_grant
     assert statements == sink_grants("etl", "?", "warehouse", [])
 
 
-@pytest.mark.parametrize(("unit", "verb"), [("cdc-capture@", "cdc capture"), ("cdc-sink@", 'cdc sink "$${1#*:}"')])
+@pytest.mark.parametrize(
+    ("unit", "verb"),
+    [
+        ("cdc-capture@", "cdc capture"),
+        ("cdc-sink@", 'cdc sink "$${1#*:}"'),
+        ("cdc-registry@", "cdc registry"),
+    ],
+)
 def test_units_run_one_role_as_somebody_without_privileges(unit: str, verb: str) -> None:
     parser = RawConfigParser(strict=True)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(ROOT / f"deploy/systemd/{unit}.service")
     service = parser["Service"]
     assert verb in service["ExecStart"]
+    assert verb.split()[1] in typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert service["EnvironmentFile"].startswith("-/etc/penstock/%i")
     assert service["User"] == "penstock"
     assert service["NoNewPrivileges"] == "yes"
     # What needs an operator (1) or another configuration (2) is not started again and again.
     assert service["RestartPreventExitStatus"] == "1 2"
+
+
+def test_units_differ_in_what_they_run_alone() -> None:
+    own = {"ExecStart", "EnvironmentFile", "WorkingDirectory"}
+    found = []
+    for unit in sorted((ROOT / "deploy/systemd").glob("*.service")):
+        parser = RawConfigParser(strict=True)
+        parser.optionxform = str  # type: ignore[assignment,method-assign]
+        parser.read(unit)
+        found.append({name: value for name, value in parser["Service"].items() if name not in own})
+    assert len(found) == 3
+    assert all(settings == found[0] for settings in found)
+
+
+def test_the_image_has_what_an_external_registry_needs() -> None:
+    assert "[registry]" in final_stage()["RUN"]
