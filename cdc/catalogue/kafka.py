@@ -51,6 +51,19 @@ ENTRIES: dict[str, Entry] = {
         "Give one of the tables an explicit `topic:` in its rule.",
         EXIT_CONFIG,
     ),
+    "CDC-KAFKA-108": Entry(
+        "the transaction was taken away",
+        "The brokers ended this process's transaction: a newer capture of the pipeline has begun, or the transaction outlived its "
+        "timeout. Which of them is read from the log next; nothing is lost.",
+        "Nothing, if it happens once; the service tries again by itself. If it repeats, look for a second capture of the pipeline.",
+        EXIT_UNAVAILABLE,
+    ),
+    "CDC-KAFKA-109": Entry(
+        "somebody else writes to a topic of the log",
+        "The records of one transaction did not get consecutive offsets. The transaction was not committed; the service tries again.",
+        "Take the right to write to the pipeline's topics from everybody but its capture.",
+        EXIT_UNAVAILABLE,
+    ),
     "CDC-KAFKA-201": Entry(
         "a topic of the log is missing",
         "The log has written to this topic and it is not there any more. What it held cannot be read, so nothing after it is.",

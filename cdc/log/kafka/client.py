@@ -200,7 +200,9 @@ RIGHTS = frozenset(
         _E.SECURITY_DISABLED,
     }
 )
-_UNSUITABLE = frozenset({_E.UNSUPPORTED_VERSION, _E._UNSUPPORTED_FEATURE, _E.UNSUPPORTED_FOR_MESSAGE_FORMAT})
+_UNSUITABLE = frozenset(
+    {_E.UNSUPPORTED_VERSION, _E._UNSUPPORTED_FEATURE, _E.UNSUPPORTED_FOR_MESSAGE_FORMAT, _E.INVALID_TRANSACTION_TIMEOUT}
+)
 _REFUSED_TOPIC = frozenset(
     {
         _E.TOPIC_EXCEPTION,
@@ -213,6 +215,16 @@ _REFUSED_TOPIC = frozenset(
 )
 MISSING = frozenset({_E.UNKNOWN_TOPIC_OR_PART, _E._UNKNOWN_TOPIC, _E._UNKNOWN_PARTITION, _E.UNKNOWN_TOPIC_ID})
 _OUT_OF_RANGE = frozenset({_E.OFFSET_OUT_OF_RANGE, _E._AUTO_OFFSET_RESET})
+_TAKEN_AWAY = frozenset(
+    {
+        _E._FENCED,
+        _E.PRODUCER_FENCED,
+        _E.INVALID_PRODUCER_EPOCH,
+        _E.INVALID_PRODUCER_ID_MAPPING,
+        _E.INVALID_TXN_STATE,
+        _E.UNKNOWN_PRODUCER_ID,
+    }
+)
 _CODES: Mapping[str, frozenset[int]] = {
     "CDC-KAFKA-102": _LOGIN,
     "CDC-KAFKA-103": RIGHTS,
@@ -233,7 +245,7 @@ def error_of(error: KafkaError | KafkaException, where: str) -> CdcError:
     for code, codes in _CODES.items():
         if reason.code() in codes:
             return CdcError(code, detail, where=where)
-    return Unavailable("CDC-KAFKA-101", detail, where=where)
+    return Unavailable("CDC-KAFKA-108" if reason.code() in _TAKEN_AWAY else "CDC-KAFKA-101", detail, where=where)
 
 
 @contextmanager
