@@ -146,7 +146,7 @@ class Kafka(JavaServer):
         login = ["--add-scram", f"{MECHANISM}=[name={ADMIN},password={self.password}]"] if self.sasl else []
         self.run_tool(
             "java", *SMALL, "-cp", f"{self._jars}/*", "kafka.tools.StorageTool", "format",
-            "--cluster-id", cluster, "--config", str(self._configuration), *login,
+            f"--cluster-id={cluster}", "--config", str(self._configuration), *login,
         )  # fmt: skip
 
     def arguments(self) -> list[str]:
