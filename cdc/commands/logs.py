@@ -47,7 +47,7 @@ def open_log(config: Config, *, create: bool = False) -> Log:
     if config.log.url:
         from cdc.log.kafka.log import KafkaLog
 
-        log = KafkaLog(settings(config), config.pipeline, create=create)
+        log = KafkaLog(settings(config), config.pipeline, create=create, registry=registry(config))
     else:
         log = EmbeddedLog(
             config.log.path,

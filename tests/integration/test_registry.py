@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka import Consumer
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.schema_registry.error import SchemaRegistryError
@@ -24,10 +25,13 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 
 from cdc.avro import canonical, schemas_of
 from cdc.errors import CdcError, Unavailable
+from cdc.log import Draft, Log
 from cdc.log.embedded import EmbeddedLog
 from cdc.log.kafka.client import KafkaSettings
+from cdc.log.kafka.log import KafkaLog
 from cdc.log.kafka.schemas import Schemas
 from cdc.metrics import ServiceMetrics
+from cdc.position import Position
 from cdc.records import Records
 from cdc.registry.api import RegistryApi
 from cdc.registry.external import ExternalRegistry
@@ -55,7 +59,7 @@ INSERT INTO kinds VALUES (7, '{PART}', true, -3, 12.50, 3.14159, 'ä', '\\x00ff'
 class Logged(Registry):
     """`Capture`'s registry, which is a log."""
 
-    def __init__(self, log: EmbeddedLog) -> None:
+    def __init__(self, log: Log) -> None:
         super().__init__()
         self.log = log
 
@@ -70,7 +74,7 @@ def opened(folder: Path, registry: ExternalRegistry | None = None) -> EmbeddedLo
     return EmbeddedLog(folder, free_bytes_min=0, registry=registry)
 
 
-def captured(database: Database, log: EmbeddedLog, pipeline: str) -> Records:
+def captured(database: Database, log: Log, pipeline: str) -> Records:
     """The records of a table with one row: read by a load, then inserted, updated, its key changed, deleted."""
     database.execute(TABLE)
     database.execute(ROW)
@@ -124,11 +128,11 @@ def check_decoded(records: Records, client: SchemaRegistryClient, topic: str) ->
 
 
 @contextmanager
-def endpoint(folder: Path) -> Iterator[str]:
+def endpoint(open_log: Callable[[], Log]) -> Iterator[str]:
     """Our own registry; its URL."""
     health = Health("running", ready=True)
     with (
-        closing(RegistryApi(partial(EmbeddedLog, folder, create=False))) as api,
+        closing(RegistryApi(open_log)) as api,
         Service("127.0.0.1", 0, ServiceMetrics("p", "registry").registry, lambda: health, api.routes()) as service,
     ):
         yield f"http://{service.address}/registry"
@@ -138,12 +142,12 @@ def endpoint(folder: Path) -> Iterator[str]:
 def test_anyone_decodes_with_our_endpoint(database: Database, tmp_path: Path) -> None:
     with opened(tmp_path / "p.log") as log:
         records = captured(database, log, "p")
-        with endpoint(tmp_path / "p.log") as url, SchemaRegistryClient({"url": url}) as client:
+        with endpoint(partial(opened, tmp_path / "p.log")) as url, SchemaRegistryClient({"url": url}) as client:
             check_decoded(records, client, "p.public.kinds")
 
 
 def test_confluents_client_finds_its_way_around_our_endpoint(tmp_path: Path) -> None:
-    with opened(tmp_path / "p.log") as log, endpoint(tmp_path / "p.log") as url:
+    with opened(tmp_path / "p.log") as log, endpoint(partial(opened, tmp_path / "p.log")) as url:
         number = log.register("p.public.t-value", VALUE)
         with SchemaRegistryClient({"url": url, "max.retries": 0}) as client:
             schema = Schema(canonical(VALUE), "AVRO")
@@ -180,8 +184,46 @@ def test_anyone_decodes_with_an_external_registry(
                 assert [client.get_version(subject, 1).schema_id] == numbers
                 assert client.get_schema(numbers[0]).schema_str == canonical(log.schema(numbers[0]))
     # The log explains itself without the registry, and serves what it knows under the same ids.
-    with endpoint(tmp_path / "p.log") as url, SchemaRegistryClient({"url": url}) as client:
+    with endpoint(partial(opened, tmp_path / "p.log")) as url, SchemaRegistryClient({"url": url}) as client:
         check_decoded(records, client, f"{name}.public.kinds")
+
+
+@pytest.mark.parametrize("kind", ["ours", "external"])
+def test_anyone_reads_the_topics(
+    database: Database, kafka: Kafka, registry: SchemaRegistry, name: str, kind: str
+) -> None:
+    """As a consumer that was told the brokers, the topic and the registry's address."""
+    settings, topic = KafkaSettings(kafka.bootstrap), f"{name}.public.kinds"
+    external = ExternalRegistry(registry.url) if kind == "external" else None
+    try:
+        with closing(KafkaLog(settings, name, registry=external)) as log:
+            records = captured(database, log, name)
+            log.open_writer()
+            for begin, end in ((0, 1), (1, 2), (2, len(records.values))):  # a TRUNCATE is alone in its checkpoint
+                part = Records(records.keys[begin:end], records.values[begin:end])
+                log.append({TableId("public", "kinds"): part}, Draft(Position(0, end, None, None), cut=True))
+        with endpoint(lambda: KafkaLog(settings, name, create=False)) as ours:
+            read = consumed(kafka, topic, len(records.values))
+            assert sorted(read.values) == sorted(records.values)
+            with SchemaRegistryClient({"url": registry.url if external else ours}) as client:
+                check_decoded(read, client, topic)
+    finally:
+        kafka.drop_topics(f"{name}.")
+
+
+def consumed(kafka: Kafka, topic: str, count: int) -> Records:
+    """The records of a topic with one partition."""
+    found = Records()
+    settings = {"group.id": topic, "auto.offset.reset": "earliest", "isolation.level": "read_committed"}
+    with closing(Consumer({**kafka.client(), **settings})) as consumer:
+        consumer.subscribe([topic])
+        while len(found.values) < count:
+            message = consumer.poll(20)
+            assert message is not None
+            assert message.error() is None
+            found.keys.append(message.key())
+            found.values.append(message.value() or b"")
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------- external registry
