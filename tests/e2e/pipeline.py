@@ -14,13 +14,16 @@ from typing import Any
 
 
 class Pipeline:
-    """`cdc capture` and `cdc sink` processes of one pipeline file; `close` ends what still runs."""
+    """`cdc capture` and `cdc sink` processes of one pipeline file; `close` ends what still runs. `log` is the file's, by default a
+    folder beside it."""
 
-    def __init__(self, folder: Path, name: str, source: Any, sinks: Mapping[str, Any], **more: Any) -> None:
+    def __init__(
+        self, folder: Path, name: str, source: Any, sinks: Mapping[str, Any], log: Any = None, **more: Any
+    ) -> None:
         self.folder, self.name = folder, name
         self.file = folder / f"{name}.yaml"
         self.log = folder / f"{name}.log"
-        config = {"pipeline": name, "source": source, "log": {"path": str(self.log)}, "sinks": sinks, **more}
+        config = {"pipeline": name, "source": source, "log": log or {"path": str(self.log)}, "sinks": sinks, **more}
         self.file.write_text(json.dumps(config, indent=1), encoding="utf-8")  # JSON is YAML
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.kills = 0
