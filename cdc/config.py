@@ -61,6 +61,7 @@ from cdc.source import Finding
 from cdc.suggest import did_you_mean
 
 DEFAULT_FILE = Path("pipeline.yaml")
+OWN_TOPICS = ("checkpoints", "schemas", "signals", "message")
 
 
 class Section(BaseModel):
@@ -337,6 +338,8 @@ class Config(Section):
         for table, rule in self.rules.items():
             if rule.topic and (first := topics.setdefault(rule.topic, str(table))) != str(table):
                 mistakes.append((("rules", str(table), "topic"), f"it is the topic of {first} already"))
+            if rule.topic in {f"{self.pipeline}.{own}" for own in OWN_TOPICS}:
+                mistakes.append((("rules", str(table), "topic"), "the pipeline has a topic of that name for itself"))
             if rule.topic and not self.log.url:
                 mistakes.append((("rules", str(table), "topic"), "only a Kafka log has topics: give it a url"))
         earlier: list[tuple[str, SinkConfig]] = []

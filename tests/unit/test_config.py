@@ -151,6 +151,7 @@ def test_all_mistakes_at_once_each_at_its_place(loaded: Loader) -> None:
             MINIMAL + "log: kafka://b:1\nrules: {public.a: {topic: x}, public.b: {topic: x}}",
             "4:42: it is the topic of public.a already",
         ),
+        (MINIMAL + "log: kafka://b:1\nrules: {public.a: {topic: shop.signals}}", "the pipeline has a topic of that name"),
         (MINIMAL + "rules: {public.a: {topic: 'a b'}}", "a topic's name is"),
         (MINIMAL + "registry: ftp://x", "registry: must be a URL such as https://"),
         (MINIMAL + "tabels: []", '3:1: unknown key "tabels"; did you mean "tables"?'),
