@@ -14,9 +14,8 @@ import subprocess
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import psycopg2
 
@@ -99,7 +98,7 @@ class Peer:
             "publication_names": self._publication,
             "binary": str(slot == "binary").lower(),
         }
-        command = [str(self._server.bin / "pg_recvlogical"), "-d", self._server.url("drain"), "-S", slot, "--start"]
+        command = [str(self._server.bin / "pg_recvlogical"), "-d", self._source, "-S", slot, "--start"]
         command += ["-f", "/dev/null", "--endpos", lsn, "--no-loop", "--fsync-interval", "0"]
         command += [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         began = time.perf_counter()
@@ -206,20 +205,18 @@ def apply(on: Rig, args: Namespace) -> list[Figure]:
     ]  # fmt: skip
 
 
-def commits(target: str, rows: int, meter: Meter) -> tuple[float, float]:
-    """Rows per second and CPU µs per row between the target's first and last commit of the bench table, by its own clock."""
-    found = run(
-        target,
-        "SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8, count(*) FROM bench GROUP BY 1 ORDER BY 1",
-    )
+def commits(target: str, rows: int, meter: Meter, table: str = "bench") -> tuple[float, float]:
+    """Rows per second and CPU µs per row between the target's first and last commit of a table, by its own clock."""
+    moment = "extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8"
+    found = run(target, f"SELECT {moment}, count(*) FROM {table} GROUP BY 1 ORDER BY 1")
     assert sum(count for _, count in found) == rows
     counted, (begin, end) = rows - found[0][1], (found[0][0], found[-1][0])
     return counted / (end - begin), meter.cpu_s(begin, end) / counted * 1e6
 
 
-def assert_equal(source: str, target: str) -> None:
+def assert_equal(source: str, target: str, table: str = "bench") -> None:
     digest = "SELECT count(*), sum(hashtextextended(t::text, 0)) FROM {} t"
-    there = run(target, "SET TimeZone = 'UTC';" + digest.format("bench"))
+    there = run(target, "SET TimeZone = 'UTC';" + digest.format(table))
     assert there == run(source, "SET TimeZone = 'UTC';" + digest.format("bench")), "source and target differ"
 
 
@@ -234,40 +231,49 @@ def latency(on: Rig, _args: Namespace) -> list[Figure]:
         run(source, "CREATE SEQUENCE ids CACHE 100")
         processes = [pipeline.start(role) for role in ("capture", "main")]
         rig.applied(pipeline, target, rig.loaded(pipeline))
-        with looking(target) as looks, Meter(processes[0].pid) as capture, Meter(processes[1].pid) as sink:
-            began = time.time()
-            generate(on, pipeline.folder, WARM_S + LATENCY_S)
-            until(lambda: equal_count(source, target), 20, "the last row", alive=pipeline.alive)
-        committed = dict(
-            run(source, "SELECT id, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 FROM bench")
-        )
-        arrived = run(target, "SELECT id, xmin::text::bigint FROM bench")
-        seen = visible(sorted({xid for _, xid in arrived}), looks)
-        late_ms = sorted(
-            (seen[xid] - committed[number]) * 1000
-            for number, xid in arrived
-            if began + WARM_S <= committed[number] < began + WARM_S + LATENCY_S
-        )
-        rate = len(late_ms) / LATENCY_S
-        assert rate > RATE * 0.9, f"the source made {rate:.0f} changes a second"
-        quantiles = {"p50": (0.5, 50.0), "p90": (0.9, None), "p99": (0.99, 110.0), "max": (1.0, None)}
-        for name, (share, goal) in quantiles.items():
-            value = late_ms[min(len(late_ms) - 1, int(len(late_ms) * share))]
-            figures.append(Figure("latency", f"commit to visible, {name}", [value], "ms", goal, True))
-        figures.append(Figure("latency", "changes", [rate], "rows/s"))
-        span = began + WARM_S, began + WARM_S + LATENCY_S
-        for name, meter in (("capture", capture), ("sink", sink)):
-            share = meter.cpu_s(*span) / LATENCY_S * 100
-            figures.append(Figure("latency", f"{name}'s share of a core", [share], "%"))
+        with Meter(processes[0].pid) as capture, Meter(processes[1].pid) as sink:
+            late_ms, span = lateness(on, source, target, "bench", LATENCY_S, pipeline.alive)
+    quantiles = {"p50": (0.5, 50.0), "p90": (0.9, None), "p99": (0.99, 110.0), "max": (1.0, None)}
+    for name, (share, goal) in quantiles.items():
+        figures.append(Figure("latency", f"commit to visible, {name}", [quantile(late_ms, share)], "ms", goal, True))
+    figures.append(Figure("latency", "changes", [len(late_ms) / LATENCY_S], "rows/s"))
+    for name, meter in (("capture", capture), ("sink", sink)):
+        figures.append(Figure("latency", f"{name}'s share of a core", [meter.cpu_s(*span) / LATENCY_S * 100], "%"))
     return figures
 
 
-def generate(on: Rig, folder: Path, seconds: int) -> None:
+def lateness(
+    on: Rig, source: str, target: str, table: str, seconds: int, alive: Callable[[], None]
+) -> tuple[list[float], tuple[float, float]]:
+    """How late rows come into `table` of the target, in ms, sorted, while the source commits RATE a second; and when it was."""
+    with looking(target) as looks:
+        began = time.time()
+        generate(on, source, WARM_S + seconds)
+        until(lambda: equal_count(source, target, table), 30, "the last row", alive=alive)
+    span = began + WARM_S, began + WARM_S + seconds
+    moment = "extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8"
+    between = f"SELECT id, at FROM (SELECT id, {moment} AS at FROM bench) c WHERE at >= %s AND at < %s"
+    committed = dict(run(source, between, *span))
+    arrived = [
+        (number, xid)
+        for number, xid in run(target, f"SELECT id, xmin::text::bigint FROM {table}")
+        if number in committed
+    ]
+    seen = visible(sorted({xid for _, xid in arrived}), looks)
+    assert len(arrived) > RATE * seconds * 0.9, f"the source made {len(arrived) / seconds:.0f} changes a second"
+    return sorted((seen[xid] - committed[number]) * 1000 for number, xid in arrived), span
+
+
+def quantile(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def generate(on: Rig, source: str, seconds: int) -> None:
     """Single-row transactions at RATE, whatever becomes of them: an open loop."""
-    script = folder / "insert.sql"
+    script = on.folder / "insert.sql"
     script.write_text(INSERT.replace("\n", " ") + "\n")
     command = [str(on.source_server.bin / "pgbench"), "-n", "-M", "prepared", "-f", str(script), "-R", str(RATE)]
-    command += ["-c", str(CLIENTS), "-j", "1", "-T", str(seconds), on.source_server.url("latency")]
+    command += ["-c", str(CLIENTS), "-j", "1", "-T", str(seconds), source]
     subprocess.run(command, check=True, timeout=seconds + 30, capture_output=True)
 
 
@@ -313,9 +319,8 @@ def visible(xids: list[int], looks: list[tuple[float, str]]) -> dict[int, float]
     return found
 
 
-def equal_count(source: str, target: str) -> bool:
-    count = "SELECT count(*) FROM bench"
-    return run(source, count) == run(target, count)
+def equal_count(source: str, target: str, table: str = "bench") -> bool:
+    return run(source, "SELECT count(*) FROM bench") == run(target, f"SELECT count(*) FROM {table}")
 
 
 # --------------------------------------------------------------------------------------------------------------- memory

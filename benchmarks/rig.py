@@ -12,19 +12,24 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import psycopg2
 
+from cdc.commands.logs import open_log
+from cdc.config import load as configuration
 from cdc.demo.postgres import EmbeddedPostgres
 from cdc.errors import CdcError
-from cdc.log import Checkpoint, Mark
-from cdc.log.embedded import EmbeddedLog
+from cdc.log import Checkpoint, Log, Mark
 from cdc.table import TableId
 from tests.e2e.pipeline import Pipeline, until
+
+if TYPE_CHECKING:
+    from benchmarks.debezium import Debezium
 
 TABLE = TableId("public", "bench")
 COLUMNS = ("id", "a", "b", "c", "d", "e", "f", "g", "h", "i")
@@ -74,10 +79,34 @@ class Rig:
             for server in servers:
                 run(server.url(), f"DROP DATABASE {name} WITH (FORCE)")
 
+    @cached_property
+    def debezium(self) -> Debezium:
+        """Kafka, and Debezium on it, from now on until the end. Raises tests.servers.Missing where there is no Java or no Maven."""
+        from benchmarks.debezium import Debezium
+
+        debezium = Debezium()
+        self._stack.callback(debezium.close)
+        return debezium
+
     @contextmanager
-    def pipeline(self, name: str, source: str, target: str) -> Iterator[Pipeline]:
+    def targets(self, *names: str) -> Iterator[list[str]]:
+        """Further databases at the target, their URLs."""
+        for name in names:
+            run(self.target_server.url(), f"CREATE DATABASE {name}")
+        try:
+            yield [self.target_server.url(name) for name in names]
+        finally:
+            for name in names:
+                run(self.target_server.url(), f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextmanager
+    def pipeline(
+        self, name: str, source: str, sinks: str | Mapping[str, str], log: Mapping[str, Any] | None = None
+    ) -> Iterator[Pipeline]:
+        """`log` None is an embedded one."""
         (folder := self.folder / name).mkdir()
-        pipeline = Pipeline(folder, name, source, {"main": target})
+        sinks = {"main": sinks} if isinstance(sinks, str) else sinks
+        pipeline = Pipeline(folder, name, source, sinks, **({"log": log} if log else {}))
         try:
             yield pipeline
         finally:
@@ -161,7 +190,10 @@ def _dropped(url: str, name: str) -> bool:
     try:
         run(url, "SELECT pg_drop_replication_slot(%s)", name)
     except psycopg2.errors.ObjectInUse:
+        run(url, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s", name)
         return False
+    except psycopg2.errors.UndefinedObject:
+        return True
     return True
 
 
@@ -220,9 +252,16 @@ def peak_mb(pid: int) -> float:
 
 
 # ------------------------------------------------------------------------------------------------------------------ log
+@contextmanager
+def log_of(pipeline: Pipeline) -> Iterator[Log]:
+    """A reader's look at the log, of whatever kind. Raises CDC-LOG-101 where there is none."""
+    with closing(open_log(configuration(pipeline.file))) as log:
+        yield log
+
+
 def last(pipeline: Pipeline) -> Checkpoint | None:
     try:
-        with EmbeddedLog(pipeline.log, create=False) as log:
+        with log_of(pipeline) as log:
             return log.last_checkpoint()
     except CdcError as error:
         if error.code != "CDC-LOG-101":
@@ -232,7 +271,7 @@ def last(pipeline: Pipeline) -> Checkpoint | None:
 
 def checkpoints(pipeline: Pipeline, after: Checkpoint | None = None) -> list[Checkpoint]:
     """Those behind `after`; records are not read."""
-    with EmbeddedLog(pipeline.log, create=False) as log:
+    with log_of(pipeline) as log:
         mark = after.mark if after else Mark(-1, log.id)
         with closing(log.read(mark, lambda _table: False, 0.0)) as items:
             return [item[0] for item in iter(lambda: next(items), None)]
@@ -315,16 +354,61 @@ class Figure(NamedTuple):
         }  # fmt: skip
 
     def __str__(self) -> str:
-        spread = f" ({form(min(self.values))}–{form(max(self.values))})" if len(self.values) > 1 else ""
         goal = "" if self.goal is None else f"  goal {'≤' if self.at_most else '≥'} {form(self.goal)}"
         if self.limit is not None:
             goal += f"  {form(self.median / self.limit[1])} x {self.limit[0]}, {form(self.limit[1])}"
-        mark = {None: " ", True: "✓", False: "✗"}[self.held]
-        return f"  {mark} {self.name:44} {form(self.median):>9}{spread:20} {self.unit:12}{goal}"
+        return (
+            f"  {MARKS[self.held]} {self.name:44} {form(self.median):>9}{spread(self.values):20} {self.unit:12}{goal}"
+        )
+
+
+class Sides(NamedTuple):
+    """One measured thing of both sides, `ours` and the opponent's, in as many rounds of one run. `goal` is that of the ratio, ours to
+    theirs, round by round: a least one, or a largest, as `at_most` says."""
+
+    cell: str
+    name: str
+    ours: Sequence[float]
+    theirs: Sequence[float]
+    unit: str
+    goal: float | None = None
+    at_most: bool = False
+
+    @property
+    def ratio(self) -> Figure:
+        ratios = [ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
+        return Figure(self.cell, self.name, ratios, "x", self.goal, self.at_most)
+
+    @property
+    def held(self) -> bool | None:
+        return self.ratio.held
+
+    def to_json(self) -> dict[str, Any]:
+        sides = {"ours": self.ours, "debezium": self.theirs}
+        found = {side: Figure(self.cell, self.name, values, self.unit).to_json() for side, values in sides.items()}
+        figures = {side: {name: figure[name] for name in ("median", "low", "high")} for side, figure in found.items()}
+        return {**self.ratio.to_json(), "figures_in": self.unit, **figures}
+
+    def __str__(self) -> str:
+        goal = "" if self.goal is None else f"  goal {'≤' if self.at_most else '≥'} {form(self.goal)}"
+        sides = "  ".join(f"{form(statistics.median(side)):>9}{spread(side):19}" for side in (self.ours, self.theirs))
+        ratio = f"{form(self.ratio.median):>6} x{spread(self.ratio.values):16}"
+        return f"  {MARKS[self.held]} {self.name:33} {self.unit:7} {sides} {ratio}{goal}"
+
+    @staticmethod
+    def heading() -> str:
+        return f"    {'':41} {'Penstock':>9}{'':19}  {'Debezium':>9}"
+
+
+MARKS = {None: " ", True: "✓", False: "✗"}
+
+
+def spread(values: Sequence[float]) -> str:
+    return f" ({form(min(values))}–{form(max(values))})" if len(values) > 1 else ""
 
 
 def form(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
 
 
-Cell = Callable[[Rig, Any], list[Figure]]
+Cell = Callable[[Rig, Any], Sequence[Figure | Sides]]
