@@ -6,7 +6,7 @@ What is read is complete: a range is left only when the broker has said that its
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from confluent_kafka import (
     Consumer,
@@ -15,13 +15,12 @@ from confluent_kafka import (
     KafkaException,
     Message,
     Producer,
-    TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined] # not in __all__
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from cdc.errors import Unavailable
-from cdc.log.kafka.client import TIMEOUT_S, KafkaSettings, admin, consumer, error_of, group_of, translating
+from cdc.errors import CdcError, Unavailable
+from cdc.log.kafka.client import MISSING, TIMEOUT_S, KafkaSettings, admin, consumer, error_of, group_of, translating
 
 BLOCK = 10_000  # messages taken at once
 FETCH_BYTES = 256 << 10
@@ -63,22 +62,34 @@ def _offsets(client: AdminClient, partitions: list[TopicPartition], spec: Offset
     return [found[partition.topic, partition.partition] for partition in partitions]
 
 
+def extent(reading: Consumer, of: TopicPartition) -> tuple[int, int]:
+    """The first offset, and the end of what is stable: no open transaction begins before it. Raises CDC-KAFKA-201 without the topic."""
+    try:
+        begin, end = reading.get_watermark_offsets(of, timeout=TIMEOUT_S)
+    except KafkaException as error:
+        raise why(reading, of.topic, error.args[0]) from error
+    return int(begin), int(end)
+
+
+def why(reading: Consumer, topic: str, error: KafkaError) -> CdcError:
+    """An error of a read. That a topic is unknown is also said while its brokers are away: then the cluster is asked."""
+    if error.code() in MISSING:
+        try:
+            found = reading.list_topics(topic, timeout=TIMEOUT_S).topics[topic].error
+        except KafkaException as away:
+            return error_of(away, topic)
+        if found is None:
+            return Unavailable("CDC-KAFKA-101", "the topic has no leader that answers", where=topic)
+        return error_of(found, topic)
+    return error_of(error, topic)
+
+
 def know(reading: Consumer, names: list[str]) -> None:
     """Let a consumer learn where these topics are. By itself it asks once a second only, which each new topic would wait for."""
     if len(names) == 1:
         reading.list_topics(names[0], timeout=TIMEOUT_S)
     else:
         reading.list_topics(timeout=TIMEOUT_S)
-
-
-def topic_ids(client: AdminClient, names: Iterable[str]) -> dict[str, str]:
-    """The cluster's ids of these topics. Raises CDC-KAFKA-201 when one is missing."""
-    asked = client.describe_topics(TopicCollection(list(names)), request_timeout=TIMEOUT_S)
-    found = {}
-    for name, future in asked.items():
-        with translating(name):
-            found[name] = str(future.result(2 * TIMEOUT_S).topic_id)
-    return found
 
 
 def send(producer: Producer, topic: str, key: bytes, value: bytes) -> int:
@@ -123,9 +134,7 @@ class Partition:
 
     def extent(self) -> tuple[int, int]:
         """Its first offset, and the end of what is stable: no open transaction begins before it. Raises CDC-KAFKA-201 without it."""
-        with translating(self.topic):
-            found = self._reading.get_watermark_offsets(TopicPartition(self.topic, 0), timeout=TIMEOUT_S)
-        return int(found[0]), int(found[1])
+        return extent(self._reading, TopicPartition(self.topic, 0))
 
     def settled(self, wait_s: float) -> tuple[int, int, bool]:
         """The extent, once everything is stable that is in the log now; after `wait_s` as far as it is. The third says which."""
@@ -185,5 +194,5 @@ class Partition:
         if error is None:
             return False
         if error.code() != KafkaError._PARTITION_EOF:
-            raise error_of(error, self.topic)
+            raise why(self._reading, self.topic, error)
         return True

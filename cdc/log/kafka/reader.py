@@ -19,12 +19,13 @@ from cdc.journal import journal
 from cdc.log import Checkpoint, Mark, Span
 from cdc.log.checkpoint import Chain
 from cdc.log.kafka.buffers import Buffer, missing, truncated
-from cdc.log.kafka.client import TIMEOUT_S, KafkaSettings, admin, consumer, error_of, group_of, translating
+from cdc.log.kafka.client import KafkaSettings, admin, consumer, group_of, translating
 from cdc.log.kafka.order import merged
-from cdc.log.kafka.partition import ends_of_log, know, offset_of, take, topic_ids
+from cdc.log.kafka.partition import ends_of_log, extent, know, offset_of, take, why
 from cdc.log.kafka.records import Birth, Intended, State, Topic
 from cdc.log.kafka.schemas import Schemas
 from cdc.log.kafka.story import SETTLE_S, Story, record_of
+from cdc.log.kafka.topics import checkpoints_topic, verify_ids
 from cdc.records import Batch, Records
 from cdc.table import TableId
 
@@ -57,7 +58,7 @@ class Reader:
 
     def __init__(self, settings: KafkaSettings, pipeline: str, log_id: str) -> None:
         self._settings, self._pipeline, self._log_id = settings, pipeline, log_id
-        self._topic = f"{pipeline}.checkpoints"
+        self._topic = checkpoints_topic(pipeline)
         self._schemas = Schemas(settings, pipeline)
         self._consumer: Consumer | None = None
         self._admin: AdminClient | None = None
@@ -72,7 +73,7 @@ class Reader:
         )
         self._ended = False  # the broker has said so since the last record of the checkpoints topic
         self._paused: set[Place] = set()
-        self._asked = self._progress = 0.0
+        self._asked = self._progress = 0.0  # when the brokers were asked last; when something came, or the caller did
         self._delivered = deque[tuple[int, int]](maxlen=OFFSETS_KEPT)
         self.orphans = 0
 
@@ -118,7 +119,7 @@ class Reader:
             max_poll_interval_ms=86_400_000,  # nothing is subscribed to; a long commit of the caller's is no failure
         )
         self._admin = admin(self._settings)
-        self._reached = begin
+        self._reached, self._asked = begin, time.monotonic()
         with translating(self._topic):
             (self._at_least,) = ends_of_log(self._admin, [TopicPartition(self._topic, 0)])
             know(self._consumer, [self._topic])
@@ -132,11 +133,7 @@ class Reader:
             return
         assert self._consumer is not None
         assert self._admin is not None
-        ids = topic_ids(self._admin, [topic.name for topic in topics])
-        for topic in topics:
-            if ids[topic.name] != topic.id:
-                detail = f"the log wrote to the topic with the id {topic.id}, now it has {ids[topic.name]}"
-                raise CdcError("CDC-KAFKA-202", detail, where=topic.name)
+        verify_ids(self._admin, topics)
         added = []
         for table, name, _, partitions in topics:
             for partition, begin in enumerate(self._chain.ends.get(table, (0,) * partitions)):
@@ -319,25 +316,26 @@ class Reader:
         elif buffer is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
             self._begin_later(buffer)
         elif buffer is not None or place[0] in ("", self._topic):  # else it is no longer wanted
-            raise error_of(error, place[0] or self._topic)
+            assert self._consumer is not None
+            raise why(self._consumer, place[0] or self._topic, error)
 
     def _begin_later(self, buffer: Buffer) -> None:
         """The offset that was asked for is not there. What a checkpoint needs of what was deleted shows when that comes."""
         assert self._consumer is not None
         of = TopicPartition(*buffer.place)
+        low, high = extent(self._consumer, of)
+        if high < buffer.reached:
+            raise truncated(buffer, high, buffer.reached)
+        buffer.low = low
+        buffer.reach(low)
         with translating(buffer.topic):
-            low, high = self._consumer.get_watermark_offsets(of, timeout=TIMEOUT_S)
-            if high < buffer.reached:
-                raise truncated(buffer, high, buffer.reached)
-            buffer.low = low
-            buffer.reach(low)
             self._consumer.incremental_unassign([of])
             self._consumer.incremental_assign([TopicPartition(*buffer.place, buffer.reached)])
 
     # ------------------------------------------------------------------------------------------------------------- checks
     def _check_not_lost(self, absent: list[Part], now: float) -> None:
         """Now and then: records that do not come must be in the log at least, if uncommitted; their checkpoint came after them."""
-        if now < max(self._asked, self._progress) + LOST_EVERY_S:
+        if now < self._asked + LOST_EVERY_S:
             return
         assert self._admin is not None
         with translating(self._topic):
@@ -349,11 +347,10 @@ class Reader:
 
     def _check_current(self, now: float) -> None:
         """Now and then: brokers that are away deliver nothing either, and neither does a topic that is not ours any more."""
-        if now < max(self._asked, self._progress) + CURRENT_EVERY_S:
+        if now < self._asked + CURRENT_EVERY_S:
             return
         assert self._consumer is not None
-        with translating(self._topic):
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, 0), timeout=TIMEOUT_S)
+        _, end = extent(self._consumer, TopicPartition(self._topic, 0))
         if end < self._reached:
             detail = f"it ends at offset {end}, and was read up to {self._reached}"
             raise CdcError("CDC-KAFKA-203", detail, where=self._topic)
