@@ -217,6 +217,7 @@ MISSING = frozenset({_E.UNKNOWN_TOPIC_OR_PART, _E._UNKNOWN_TOPIC, _E._UNKNOWN_PA
 _OUT_OF_RANGE = frozenset({_E.OFFSET_OUT_OF_RANGE, _E._AUTO_OFFSET_RESET})
 _TAKEN_AWAY = frozenset(
     {
+        _E._FATAL,
         _E._FENCED,
         _E.PRODUCER_FENCED,
         _E.INVALID_PRODUCER_EPOCH,

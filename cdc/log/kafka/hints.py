@@ -78,7 +78,9 @@ class Hints:
                     raise
 
     def marks(self) -> dict[str, Mark]:
-        """Every reader's. One that this process has seen stays, although the brokers may have forgotten its group (A9)."""
+        """Every reader's, those included that this process has just put. One that it has seen stays, although the brokers may have
+        forgotten its group (A9)."""
+        self._settle()
         now, found = time.monotonic(), self._hints()
         self._seen = {
             reader: seen if (seen := self._seen.get(reader)) and seen[0] == hint else (hint, now)
@@ -92,6 +94,11 @@ class Hints:
 
     def close(self) -> None:
         """Send what is due, and wait for it, briefly: it is a hint."""
+        self._settle()
+        self._admin = None
+
+    # ----------------------------------------------------------------------------------------------------------- internals
+    def _settle(self) -> None:
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
@@ -105,9 +112,7 @@ class Hints:
                 future.result(max(0.0, deadline - time.monotonic()))
             except (KafkaException, TimeoutError):
                 continue
-        self._admin = None
 
-    # ----------------------------------------------------------------------------------------------------------- internals
     def _client(self) -> AdminClient:
         if self._admin is None:
             self._admin = admin(self._settings)
@@ -122,7 +127,7 @@ class Hints:
     def _send(self) -> None:
         due, self._due = self._due, {}
         self._sent_at = time.monotonic()
-        self._sending = self._commit(due)
+        self._sending = [future for future in self._sending if not future.done()] + self._commit(due)
 
     def _commit(self, hints: dict[str, Hint]) -> list[Future[object]]:
         client, futures = self._client(), list[Future[object]]()

@@ -119,13 +119,14 @@ class Topics:
             self.check_unused(there)
         if missing := {name: 1 for name in names if name not in there}:
             self._create(missing)
+            self._appeared(missing)
 
     def check_unused(self, names: Iterable[str] | None = None) -> None:
         """No schema and no signal, without a log. Raises CDC-KAFKA-201."""
-        for name in names or own_topics(self._pipeline)[1:]:
+        for name in own_topics(self._pipeline)[1:] if names is None else names:
             with translating(name):
                 (end,) = ends_of_log(self.client, [TopicPartition(name, 0)])
-            if end and name != checkpoints_topic(self._pipeline):
+            if end:
                 detail = f"there are records in {name}, whose log is gone"
                 raise CdcError("CDC-KAFKA-201", detail, where=checkpoints_topic(self._pipeline))
 
@@ -194,9 +195,10 @@ class Topics:
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             found = described(self.client, names, self._settings.bootstrap)
-            if missing := [name for name in names if name not in found]:
+            led = {name for name, topic in found.items() if all(part.leader for part in topic.partitions)}
+            if missing := [name for name in names if name not in led]:
                 if time.monotonic() > deadline:
-                    raise Unavailable("CDC-KAFKA-101", "it was made, and no broker knows it yet", where=missing[0])
+                    raise Unavailable("CDC-KAFKA-101", "it was made, and has no leader yet", where=missing[0])
                 time.sleep(PAUSE_S)
             else:
                 return found

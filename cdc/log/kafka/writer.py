@@ -165,6 +165,11 @@ class Writer:
             yield
         except KafkaException as error:
             raise self._failed(error.args[0], batch or {}) from error
+        except SystemError as error:
+            # The binding calls our reports while it raises a fatal error, and Python notices; sometimes the error is gone then.
+            known = error.__cause__
+            fatal = known.args[0] if isinstance(known, KafkaException) else KafkaError(KafkaError._FATAL)
+            raise self._failed(fatal, batch or {}) from error
         self._void = False
 
     def _failed(self, error: KafkaError, batch: Batch) -> CdcError:
