@@ -86,6 +86,7 @@ class KafkaLog:
         """Begin the log, unless somebody else does so at the same time: of two, one is fenced, and takes what the other wrote."""
         verify_brokers(self._settings)
         self._topics.make_own()
+        self._story.close()  # its client has learned that the topic is missing, and would go on saying so for a while
         producer = transactional(self._settings, self._name)
         if (birth := self._story.birth()) is not None:
             return birth
