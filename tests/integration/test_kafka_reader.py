@@ -147,7 +147,8 @@ def a2_end(log: Written) -> bool:
                 transaction.intend(Intended(1, Intent(0, {"n": n})))
     with Story(log.settings, log.pipeline) as one:
         ended = one.end()
-    return ended is not None and ended.chain.last == last and ended.chain == log.chain and ended.intent is None
+        found = one.last()
+    return found == last and ended is not None and ended.chain == log.chain and ended.intent is None
 
 
 @rule("A2 forged", swap(reader, "verify_ids", lambda *_: None))
@@ -583,7 +584,7 @@ def test_a_broker_that_stays_away_is_unavailable(
     private_kafka: Callable[..., Kafka], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "CURRENT_EVERY_S", 0.3)
-    monkeypatch.setattr(reader, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(partition, "TIMEOUT_S", 1.0)
     kafka = private_kafka()
     log = Written(kafka).begin()
     log.append({A: rows(b"1")})

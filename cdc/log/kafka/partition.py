@@ -24,6 +24,7 @@ from cdc.log.kafka.client import MISSING, TIMEOUT_S, KafkaSettings, admin, consu
 
 BLOCK = 10_000  # messages taken at once
 FETCH_BYTES = 256 << 10
+QUEUED_KBYTES = 4 << 10
 POLL_S, POLL_MOST_S = 0.002, 0.05
 
 
@@ -128,7 +129,8 @@ class Partition:
     @property
     def _reading(self) -> Consumer:
         if self._consumer is None:
-            own = {"enable_partition_eof": True, "fetch_message_max_bytes": FETCH_BYTES, **self._own}
+            own: dict[str, object] = {"enable_partition_eof": True, "fetch_message_max_bytes": FETCH_BYTES}
+            own |= {"queued_max_messages_kbytes": QUEUED_KBYTES, **self._own}
             self._consumer = consumer(self._settings, self._group, **own)
         return self._consumer
 
@@ -155,12 +157,16 @@ class Partition:
         if begin >= end:
             return
         self._assign(begin)
-        while True:
-            for message in self._take(TIMEOUT_S, end):
-                if offset_of(message) >= end:
-                    return
-                if message.error() is None:
-                    yield message
+        try:
+            while True:
+                for message in self._take(TIMEOUT_S, end):
+                    if offset_of(message) >= end:
+                        return
+                    if message.error() is None:
+                        yield message
+        finally:
+            if self._consumer is not None:
+                self._consumer.unassign()  # else it would fetch on, for nobody
 
     def more(self) -> list[Message]:
         """What has come since the last time, from `at` on; at once."""

@@ -146,6 +146,8 @@ class Reader:
     def _drop(self, topic: Topic) -> None:
         assert self._consumer is not None
         gone = [place for partition in range(topic.partitions) if (place := (topic.name, partition)) in self._buffers]
+        if not gone:
+            return
         for place in gone:
             self._held_bytes -= self._buffers.pop(place).size_bytes
         self._paused.difference_update(gone)
