@@ -233,6 +233,39 @@ def reload_(
 
 
 @verb
+def replay(
+    name: Annotated[str, typer.Argument(metavar="SINK", help="The sink's key in the pipeline file.")],
+    file: File = None,
+    config: Config = None,
+    to: Annotated[
+        str | None,
+        _option(
+            "--to", help="The state as of a past place; needs --into.", metavar="checkpoint:N|time:ISO|position:PLACE"
+        ),
+    ] = None,
+    into: Annotated[
+        str | None,
+        _option("--into", help="Leave the rebuilt tables in this schema, beside the live ones.", metavar="SCHEMA"),
+    ] = None,
+    tables: Annotated[
+        list[str] | None,
+        _option(
+            "--tables", "-t", help="Only these: a name or pattern such as public.*; may be repeated.", metavar="PATTERN"
+        ),
+    ] = None,
+    discard: Annotated[bool, _option("--discard", help="Remove what an unfinished replay has left.")] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Rebuild a target from the log, and exchange it with the live tables. Given again, it goes on where it was."""
+    _call(
+        "replay", as_json,
+        name=name, file=_file(file, config), to=to, into=into, tables=tables or [], discard=discard, dry_run=dry_run, yes=yes,
+    )  # fmt: skip
+
+
+@verb
 def drop(
     file: File = None,
     config: Config = None,

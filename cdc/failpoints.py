@@ -20,6 +20,7 @@ NAMES = (
     "sink.merged",
     "sink.committed",
 )
+REPLAY_NAMES = ("replay.exchanging", "replay.exchanged")
 
 
 def hit(name: str) -> None:

@@ -9,9 +9,9 @@ same open transaction (B3). Every failure ends this attempt; `cdc.supervise` mak
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from cdc.avro import Schema
 from cdc.errors import CdcError
@@ -23,6 +23,24 @@ from sinks.joining import start
 from sinks.sink import Bookmark, Sink
 
 Observe = Callable[[Checkpoint, int], None]
+
+
+class Reading(Protocol):
+    """What the loop needs of a `Log`: all of one, or a part of it."""
+
+    def read(
+        self, after: Mark, tables: Callable[[TableId], bool], idle_s: float
+    ) -> Generator[tuple[Checkpoint, Batch] | None, None, None]:
+        """See Log.read; a part of a log ends."""
+
+    def schema(self, schema_id: int) -> Any:
+        """See Log.schema."""
+
+    def signal(self, kind: str, details: Any) -> int:
+        """See Log.signal."""
+
+    def report(self, reader: str, mark: Mark) -> None:
+        """See Log.report."""
 
 
 class Pace(NamedTuple):
@@ -53,14 +71,15 @@ def apply(
 
 def follow(
     sink: Sink,
-    log: Log,
+    log: Reading,
     bookmark: Bookmark,
     abandoned: set[Mark],
     stop: Callable[[], bool],
     pace: Pace,
     observe: Observe,
 ) -> Bookmark:
-    """Read on from the bookmark; returns it when told to stop, or when checkpoints that were read turn out to be abandoned."""
+    """Read on from the bookmark; returns it when told to stop, at the end of a part, or when checkpoints that were read turn out
+    to be abandoned."""
     transaction = Transaction(sink, log, bookmark, pace.bytes_max, observe)
     path, cut = [bookmark.mark], None
     with closing(log.read(bookmark.mark, sink.wants, pace.idle_s)) as items:
@@ -104,7 +123,7 @@ def _dropped(path: list[Mark], checkpoint: Checkpoint) -> list[Mark]:
 class Transaction:
     """The target transaction in progress, if any, and what waits for it."""
 
-    def __init__(self, sink: Sink, log: Log, bookmark: Bookmark, bytes_max: int, observe: Observe) -> None:
+    def __init__(self, sink: Sink, log: Reading, bookmark: Bookmark, bytes_max: int, observe: Observe) -> None:
         def schemas(schema_id: int) -> Schema:
             schema: Schema = log.schema(schema_id)
             return schema

@@ -8,11 +8,12 @@
 | CDC-KAFKA | Kafka as the log | `kafka` |
 | CDC-REG | an external schema registry | `registry` |
 | CDC-TGT | targets | `target` |
+| CDC-RPL | replay | `replay` |
 | CDC-RUN | processes and services | `run` |
 | CDC-DEMO | the demo's own Postgres | `demo` |
 """
 
-from cdc.catalogue import config, demo, kafka, log, postgres, registry, run, target
+from cdc.catalogue import config, demo, kafka, log, postgres, registry, replay, run, target
 from cdc.errors import Entry
 
 CATALOGUE: dict[str, Entry] = {
@@ -22,6 +23,7 @@ CATALOGUE: dict[str, Entry] = {
     **kafka.ENTRIES,
     **registry.ENTRIES,
     **target.ENTRIES,
+    **replay.ENTRIES,
     **run.ENTRIES,
     **demo.ENTRIES,
 }

@@ -61,7 +61,8 @@ ENTRIES: dict[str, Entry] = {
     ),
     "CDC-TGT-114": Entry(
         "the bookmark has moved",
-        "A transaction of this process whose outcome was unknown has committed after all. The service goes on from the bookmark.",
+        "A transaction of this process whose outcome was unknown has committed after all, or a replay has exchanged "
+        "rows of its tables. The service goes on from the bookmark.",
         "Nothing to do.",
         EXIT_UNAVAILABLE,
     ),

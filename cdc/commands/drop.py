@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import NoReturn
 
 from cdc.commands import logs, wiring
 from cdc.commands.confirm import confirmed
 from cdc.config import Config, load
 from cdc.errors import EXIT_OK, CdcError
 from cdc.presentation import say
+from sinks.replay import replay_name
 
 
 def run(*, file: Path, source: bool, sinks: Sequence[str], dry_run: bool, yes: bool) -> int:
@@ -62,6 +64,7 @@ def remove(config: Config, source: bool, names: Sequence[str]) -> None:
                 for what in origin.drop():
                     say(f"✓ {what}")
         for name in names:
+            wiring.rebuild(config, name, _no_schema, lambda _table: True, None).discard()
             with closing(wiring.sink(config, name)) as sink:
                 sink.drop()
             if not source:
@@ -70,6 +73,10 @@ def remove(config: Config, source: bool, names: Sequence[str]) -> None:
         if source:
             for what in logs.remove(config):
                 say(f"✓ {what}")
+
+
+def _no_schema(_id: int) -> NoReturn:
+    raise AssertionError("what is removed is not read")
 
 
 def _forget_reader(config: Config, name: str) -> None:
@@ -82,3 +89,4 @@ def _forget_reader(config: Config, name: str) -> None:
         raise
     with closing(log):
         log.forget(name)
+        log.forget(replay_name(name))

@@ -20,7 +20,9 @@ from cdc.secrets import Url
 from cdc.table import TableId, TableSchema
 
 if TYPE_CHECKING:
+    from cdc.postgres.moment import Lsn
     from cdc.postgres.source import PostgresSource
+    from sinks.postgres.rebuild import PostgresRebuild
     from sinks.postgres.sink import PostgresSink
 
 Json = Any
@@ -67,6 +69,38 @@ def sink(config: Config, name: str, schemas: Callable[[int], Json] | None = None
                 rename=settings.rename.target,
             )
     raise _unknown(settings.url)
+
+
+def rebuild(
+    config: Config, name: str, schemas: Callable[[int], Json], picked: Callable[[TableId], bool], into: str | None
+) -> PostgresRebuild:
+    """The target of a replay of this sink: those of its tables that are picked, left in the schema `into` or exchanged."""
+    settings = config.sink(name)
+    match settings.url.scheme:
+        case "postgresql" | "postgres":
+            from sinks.postgres.rebuild import PostgresRebuild
+
+            return PostgresRebuild(
+                name,
+                settings.url.reveal(),
+                pipeline=config.pipeline,
+                schemas=schemas,
+                wants=settings.tables.matches,
+                rename=settings.rename.target,
+                picked=picked,
+                into=into,
+            )
+    raise _unknown(settings.url)
+
+
+def place(config: Config, text: str) -> Lsn:
+    """A place in the source's log, as the source writes it. Raises CDC-RPL-111."""
+    match config.source.url.scheme:
+        case "postgresql" | "postgres":
+            from cdc.postgres import moment
+
+            return moment.parse(text)
+    raise _unknown(config.source.url)
 
 
 def limits(config: Config) -> Limits:

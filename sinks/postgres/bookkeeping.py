@@ -17,7 +17,7 @@ from sinks.postgres.session import Session
 from sinks.postgres.sql import ident, literal
 from sinks.sink import Bookmark, Start
 
-VERSION = 1
+VERSION = 2
 _LOCK = 0x70656E73746F636B  # the advisory lock under which the schema is made and removed
 _DDL = """
 CREATE SCHEMA _cdc;
@@ -26,13 +26,14 @@ CREATE TABLE _cdc.meta (version integer NOT NULL);
 CREATE TABLE _cdc.bookmark (
     pipeline text, sink text, log_id text NOT NULL, number bigint NOT NULL, id text NOT NULL,
     owner text NOT NULL, pid integer NOT NULL, application_name text NOT NULL, updated_at timestamptz NOT NULL,
+    era integer NOT NULL DEFAULT 0,
     PRIMARY KEY (pipeline, sink));
 CREATE TABLE _cdc.tables (
     pipeline text, sink text, schema_name text, table_name text,
     target_schema text NOT NULL, target_name text NOT NULL, state text NOT NULL, generation bigint NOT NULL,
     keyless boolean NOT NULL, fresh boolean NOT NULL, tracked boolean NOT NULL, seen text, created boolean NOT NULL,
     adopted boolean NOT NULL,
-    from_number bigint NOT NULL,
+    from_number bigint NOT NULL, schema_id bigint,
     PRIMARY KEY (pipeline, sink, schema_name, table_name));
 CREATE TABLE _cdc.constraints (
     table_schema text, table_name text, constraint_name text,
@@ -40,9 +41,19 @@ CREATE TABLE _cdc.constraints (
     pipeline text NOT NULL, sink text NOT NULL,
     PRIMARY KEY (table_schema, table_name, constraint_name));
 """
+_REPLAYS = """
+CREATE TABLE _cdc.replays (
+    id text PRIMARY KEY, pipeline text NOT NULL, sink text NOT NULL, log_id text NOT NULL, plan text NOT NULL,
+    started_at timestamptz NOT NULL, ended_at timestamptz, result text);
+"""
+# From each older version to the next.
+_UPGRADES = {
+    1: "ALTER TABLE _cdc.bookmark ADD COLUMN era integer NOT NULL DEFAULT 0;"
+    " ALTER TABLE _cdc.tables ADD COLUMN schema_id bigint;" + _REPLAYS,
+}
 _TABLES = (
     "schema_name, table_name, target_schema, target_name, state, generation, keyless, fresh, tracked, seen, created,"
-    " adopted, from_number"
+    " adopted, from_number, schema_id"
 )
 
 
@@ -55,6 +66,7 @@ class TableRow:
     written since are kept in the table `seen` (made with the first of them). `created`: the table is of our making; `adopted`: it
     was there, and its shape was checked.
     `from_number`: the checkpoint at which its load began; ahead of the bookmark: the first whose changes are for it (B5).
+    `schema_id`: the version that the table was last made to take.
     """
 
     table: TableId
@@ -68,6 +80,7 @@ class TableRow:
     created: bool = False
     adopted: bool = False
     from_number: int = -1
+    schema_id: int | None = None
 
     @property
     def loading(self) -> bool:
@@ -90,6 +103,7 @@ class Bookkeeping:
     def __init__(self, session: Session, pipeline: str, sink: str) -> None:
         self._session = session
         self.pipeline, self.sink = pipeline, sink
+        self._era = 0  # raised by whoever exchanges rows beside the sink, which then has to read its tables anew
         self._mine = f"pipeline = {literal(pipeline)} AND sink = {literal(sink)}"
 
     # ------------------------------------------------------------------------------------------------------------ schema
@@ -97,11 +111,15 @@ class Bookkeeping:
         return bool(self._session.rows("SELECT 1 FROM pg_namespace WHERE nspname = '_cdc'"))
 
     def ensure(self) -> None:
-        """Make `_cdc` if it is absent. Raises CDC-TGT-112 for one of a newer version."""
-        if not self.exists():
+        """Make `_cdc` if it is absent, and bring an older one up to date. Raises CDC-TGT-112 for one of a newer version."""
+        versions = self._session.rows("SELECT version FROM _cdc.meta") if self.exists() else []
+        if not versions or versions[0][0] in _UPGRADES:
             self._session.execute(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK})")
             if not self.exists():
-                self._session.execute(f"{_DDL}; INSERT INTO _cdc.meta VALUES ({VERSION})")
+                self._session.execute(f"{_DDL}{_REPLAYS} INSERT INTO _cdc.meta VALUES ({VERSION})")
+            ((version,),) = self._session.rows("SELECT version FROM _cdc.meta")
+            for older in range(version, VERSION):
+                self._session.execute(f"{_UPGRADES[older]} UPDATE _cdc.meta SET version = {older + 1}")
             self._session.commit()
         versions = self._session.rows("SELECT version FROM _cdc.meta")
         if versions != [(VERSION,)]:
@@ -121,7 +139,7 @@ class Bookkeeping:
         open."""
         self._session.execute("BEGIN")
         joined: Start | None = None
-        select = f"SELECT log_id, number, id, owner FROM _cdc.bookmark WHERE {self._mine} FOR UPDATE"
+        select = f"SELECT log_id, number, id, owner, era FROM _cdc.bookmark WHERE {self._mine} FOR UPDATE"
         if not (found := self._session.rows(select)):
             if claimed or self._session.rows(f"SELECT 1 FROM _cdc.tables WHERE {self._mine} LIMIT 1"):
                 raise CdcError(
@@ -135,7 +153,7 @@ class Bookkeeping:
             )
             joined = begin if made else None
             found = self._session.rows(select)
-        theirs, number, mark_id, holder = found[0]
+        theirs, number, mark_id, holder, self._era = found[0]
         if claimed and holder != owner:
             raise self._superseded()
         if theirs != log_id:
@@ -164,6 +182,7 @@ class Bookkeeping:
             f"BEGIN ISOLATION LEVEL READ COMMITTED; UPDATE _cdc.bookmark SET number = {mark.number}, id = {literal(mark.id)},"
             f" updated_at = now() WHERE {self._mine} AND log_id = {literal(bookmark.log_id)}"
             f" AND number = {bookmark.mark.number} AND id = {literal(bookmark.mark.id)} AND owner = {literal(owner)}"
+            f" AND era = {self._era}"
         )
         if moved != 1:
             self._session.execute("ROLLBACK")
@@ -172,8 +191,18 @@ class Bookkeeping:
                 raise CdcError("CDC-TGT-110", f"the bookmark of sink {self.sink} of pipeline {self.pipeline} is gone")
             if holder != [(owner,)]:
                 raise self._superseded()
-            raise Unavailable("CDC-TGT-114", f"the bookmark is no longer at checkpoint {bookmark.mark.number}")
+            raise Unavailable("CDC-TGT-114", f"the bookmark is not as it was at checkpoint {bookmark.mark.number}")
         return self.tables("state <> 'live'")
+
+    def locked(self) -> Bookmark | None:
+        """The bookmark, locked until the transaction ends."""
+        found = self._session.rows(f"SELECT log_id, number, id FROM _cdc.bookmark WHERE {self._mine} FOR UPDATE")
+        return Bookmark(found[0][0], Mark(found[0][1], found[0][2])) if found else None
+
+    def exchanged(self, mark: Mark) -> None:
+        """Rows were exchanged beside the sink: it stands at `mark`, and has to read its tables anew."""
+        self.move(mark)
+        self._session.execute(f"UPDATE _cdc.bookmark SET era = era + 1, updated_at = now() WHERE {self._mine}")
 
     def move(self, mark: Mark) -> None:
         """Write another checkpoint into the bookmark that `lock` holds."""
@@ -194,7 +223,7 @@ class Bookkeeping:
             literal(value)
             for value in (
                 *(self.pipeline, self.sink, *row.table, *row.target, row.state, row.generation, row.keyless, row.fresh),
-                *(row.tracked, row.seen, row.created, row.adopted, row.from_number),
+                *(row.tracked, row.seen, row.created, row.adopted, row.from_number, row.schema_id),
             )
         )
         columns = [name.strip() for name in _TABLES.split(",")[2:]]
@@ -257,13 +286,15 @@ class Bookkeeping:
         self._session.execute(f"DELETE FROM _cdc.tables WHERE {self._mine}")
 
     def forget(self) -> None:
-        """Remove this sink's bookmark, and `_cdc` with the last sink."""
+        """Remove this sink's bookmark and what its replays came to, and `_cdc` with the last sink."""
         self._session.execute(f"DELETE FROM _cdc.bookmark WHERE {self._mine}")
+        self._session.execute(f"DELETE FROM _cdc.replays WHERE {self._mine}")
         self._session.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
         rows = (
             "SELECT 1 FROM _cdc.bookmark UNION ALL SELECT 1 FROM _cdc.tables UNION ALL SELECT 1 FROM _cdc.constraints"
+            " UNION ALL SELECT 1 FROM _cdc.replays"
         )
         if not self._session.rows(rows):
             self._session.execute(
-                "DROP TABLE _cdc.bookmark, _cdc.tables, _cdc.constraints, _cdc.meta; DROP SCHEMA _cdc"
+                "DROP TABLE _cdc.bookmark, _cdc.tables, _cdc.constraints, _cdc.replays, _cdc.meta; DROP SCHEMA _cdc"
             )

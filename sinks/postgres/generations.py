@@ -36,7 +36,7 @@ class Generations:
         if existing is not None:
             if existing.kind not in ("r", "p"):
                 raise CdcError("CDC-TGT-120", "it is not an ordinary table", where=str(target))
-            self._put_aside(target)
+            self.put_aside(target)
             held = bool(self._session.rows(f"SELECT 1 FROM {relation(target)} LIMIT 1"))
             if held and begun.keyless:
                 self._session.execute(f"DELETE FROM {relation(target)}")
@@ -99,7 +99,7 @@ class Generations:
         if not all(self._session.rows(owned + regclass(plan.target.id))[0][0] for plan in plans):
             return False
         for plan in plans:
-            self._put_aside(plan.target.id)
+            self.put_aside(plan.target.id)
         for target, name in found:
             self._put_unique_aside(target, name)
         return bool(found)
@@ -125,7 +125,8 @@ class Generations:
             self._session.execute(f"ALTER TABLE {relation(target)} DROP CONSTRAINT {ident(name)}")
         self._books.put_aside(PutAside(target, name, target, constraint or index_definition))
 
-    def _put_aside(self, target: TableId) -> None:
+    def put_aside(self, target: TableId) -> None:
+        """Drop the foreign keys of and into a table, and keep how to make them again. Raises CDC-TGT-122 where another owns one."""
         found = self._session.rows(
             "SELECT n.nspname, c.relname, k.conname, fn.nspname, f.relname, pg_get_constraintdef(k.oid),"
             " pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)"

@@ -46,9 +46,15 @@ def wanted_types(session: Session, schema: TableSchema, verbatim: bool) -> dict[
 
 
 def shaped(
-    session: Session, target: TableId, schema: TableSchema, row: TableRow, verbatim: bool
+    session: Session,
+    target: TableId,
+    schema: TableSchema,
+    row: TableRow,
+    verbatim: bool,
+    like: TargetTable | None = None,
 ) -> tuple[TargetTable, TableRow]:
-    """The target table, made, adopted or evolved so that it takes rows of `schema`; and `row` with what became of it.
+    """The target table, made, adopted or evolved so that it takes rows of `schema`; and `row` with what became of it. One that is
+    made has the types of `like`, where they are wide enough, and its columns take nulls: a later version may.
 
     Raises CDC-TGT-120 for a table that cannot be adopted, CDC-TGT-121 for a change that is not additive.
     """
@@ -58,7 +64,7 @@ def shaped(
     wanted = wanted_types(session, schema, verbatim)
     existing = describe(session, target)
     if existing is None:
-        _create(session, target, schema, wanted)
+        _create(session, target, schema, wanted, like)
         row = replace(row, created=True)
     else:
         adopting = not (row.created or row.adopted)
@@ -73,15 +79,23 @@ def shaped(
     return made, row
 
 
-def _create(session: Session, target: TableId, schema: TableSchema, wanted: dict[str, str]) -> None:
+def _create(
+    session: Session, target: TableId, schema: TableSchema, wanted: dict[str, str], like: TargetTable | None
+) -> None:
     if not session.rows(f"SELECT 1 FROM pg_namespace WHERE nspname = {literal(target.schema)}"):
         session.execute(f"CREATE SCHEMA {ident(target.schema)}")
     parts = [
-        f"{ident(column.name)} {wanted[column.name]}{'' if column.nullable else ' NOT NULL'}"
+        f"{ident(column.name)} {_type_as(like, column, wanted[column.name])}"
+        f"{'' if column.nullable or like is not None else ' NOT NULL'}"
         for column in schema.columns
     ]
     parts += [f"PRIMARY KEY ({names(schema.key)})"] if schema.key else []
     session.execute(f"CREATE TABLE {relation(target)} (\n  " + ",\n  ".join(parts) + "\n)")
+
+
+def _type_as(like: TargetTable | None, column: Column, wanted: str) -> str:
+    have = like.columns.get(column.name) if like is not None else None
+    return wanted if have is None or have.generated or not _fits(have, column, wanted) else have.domain or have.type
 
 
 def _alter(session: Session, target: TableId, statements: list[str]) -> None:

@@ -24,6 +24,7 @@ from sinks.postgres.generations import Generations
 from sinks.postgres.plan import Plan
 from sinks.postgres.session import Session
 from sinks.postgres.staging import Staging
+from sinks.postgres.target import describe
 from sinks.sink import Bookmark, Missed, Piece, Start, TableChanges
 
 _CLAIM_TIMEOUT_S = 3.0
@@ -32,7 +33,8 @@ COLLISIONS = frozenset(("23503", "23505", "23P01"))  # foreign key, unique, excl
 
 
 class PostgresSink:
-    """See `sinks.sink.Sink`. `schemas` gives a registered value schema by id, `rename` a table's name in the target.
+    """See `sinks.sink.Sink`. `schemas` gives a registered value schema by id, `rename` a table's name in the target. `like`: the
+    table whose columns' types a table that is made should have, where they are wide enough.
 
     One process, one instance: it owns the bookmark under a random name from its first `resume` on.
     """
@@ -46,11 +48,12 @@ class PostgresSink:
         schemas: Callable[[int], Any],
         wants: Callable[[TableId], bool] = lambda _table: True,
         rename: Callable[[TableId], TableId] = lambda table: table,
+        like: Callable[[TableId], TableId] | None = None,
         lock_timeout_s: float = 30.0,
     ) -> None:
         self.name, self.wants = name, wants
         self._url, self._pipeline, self._schemas, self._rename = url, pipeline, schemas, rename
-        self._lock_timeout_s = lock_timeout_s
+        self._like, self._lock_timeout_s = like, lock_timeout_s
         self._owner = secrets.token_hex(16)
         self._application_name = f"penstock-sink {self._owner}"
         self._claimed = False
@@ -94,6 +97,10 @@ class PostgresSink:
         ]
         self._asked.update(found)
         return found
+
+    def unfinished(self) -> list[TableId]:
+        """After `resume`: tables that this sink takes and that are not live."""
+        return [table for table, row in self._rows.items() if row.state != "live" and self.wants(table)]
 
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -221,7 +228,10 @@ class PostgresSink:
             value_schema = self._schemas(changes.schema_id)
             schema = table_of(value_schema)
             assert schema.id == table, f"schema {changes.schema_id} is of {schema.id}, not of {table}"
-            target, row = shape.shaped(self._open, row.target, schema, row, shape.source_is_postgres(value_schema))
+            like = None if self._like is None else describe(self._open, self._like(table))
+            verbatim = shape.source_is_postgres(value_schema)
+            target, row = shape.shaped(self._open, row.target, schema, row, verbatim, like)
+            row = replace(row, schema_id=changes.schema_id)
             plan = self._plans[table] = Plan(table, changes.schema_id, value_schema, schema, target)
         row = self._generations.tracking(row, plan)
         if row.fresh and not changes.only_reads:

@@ -10,61 +10,14 @@ from typing import Any
 import pytest
 
 from cdc.errors import CdcError
-from cdc.log import Begun, Checkpoint, Draft, Mark
-from cdc.log.embedded import APPLIED, FOREVER, EmbeddedLog
-from cdc.position import Position
+from cdc.log import Mark
+from cdc.log.embedded import APPLIED
 from cdc.table import TableId
 from sinks import joining
 from sinks.apply import Pace, apply
 from sinks.postgres.sink import PostgresSink
-from tests.events import Event, Feed, Table, make_table
 from tests.servers import Database, execute
-
-
-class Written:
-    """A log with a writer of its own, a checkpoint per call."""
-
-    def __init__(self, folder: Path, retention: str = FOREVER) -> None:
-        self.log = EmbeddedLog(
-            folder, segment_bytes=1, retention=retention
-        )  # every checkpoint has a segment of its own
-        self.log.open_writer()
-        self.feed = Feed(log_id=self.log.id)
-        self.schemas: dict[str, Table] = {}
-
-    def table(self, name: str) -> Table:
-        if name not in self.schemas:
-            made = make_table(name, "id int64 key", "v text")
-            made.value_id = self.log.register(f"{name}-value", made.value_schema)
-            made.key_id = self.log.register(f"{name}-key", made.key_schema)
-            self.schemas[name] = made
-        return self.schemas[name]
-
-    def write(
-        self,
-        *events: list[Event],
-        begun: dict[str, int] | None = None,
-        finished: tuple[str, ...] = (),
-        cut: bool = True,
-        continues: Mark | None = None,
-    ) -> Checkpoint:
-        flat = [event for group in events for event in group]
-        _, batch = self.feed.checkpoint(flat)
-        starts = tuple(Begun(TableId.parse(name), n, False) for name, n in (begun or {}).items())
-        draft = Draft(
-            Position(1, self.feed.sequence, {}, {}),
-            cut,
-            starts,
-            tuple(map(TableId.parse, finished)),
-            continues=continues,
-        )
-        return self.log.append(batch, draft)
-
-    def load(self, name: str, generation: int, *ids: int) -> int:
-        """A load of these rows; the number of the checkpoint in which it begins."""
-        begun = self.write(begun={name: generation})
-        self.write(*(self.table(name).r(id=i, v=f"{generation}") for i in ids), finished=(name,))
-        return begun.number
+from tests.written import Written
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ VERBS = (
     "status",
     "tail",
     "reload",
+    "replay",
     "drop",
     "explain",
     "version",
@@ -111,6 +112,7 @@ def test_every_verb_has_a_module_whose_run_takes_what_the_command_line_gives(cal
         "copy": ["A", "B"],
         "sink": ["warehouse"],
         "reload": ["--all"],
+        "replay": ["warehouse"],
         "explain": ["X"],
     }
     lines = {verb: needed.get(verb, []) for verb in VERBS}
