@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -34,6 +35,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="a million rows where size is the question")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each figure")
     args = parser.parse_args()
+    logging.getLogger("kafka").setLevel(logging.ERROR)  # consumers are told settings of producers, and say so
     missed, busy = 0, os.getloadavg()[0]
     if busy > BUSY:
         # Ours is two processes at a time, most limits are one: on a busy machine the ratios are those of the scheduler.

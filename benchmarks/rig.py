@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import psycopg2
 
-from cdc.commands.logs import open_log
+from cdc.commands.logs import look, open_log
 from cdc.config import load as configuration
 from cdc.demo.postgres import EmbeddedPostgres
 from cdc.errors import CdcError
@@ -301,12 +301,11 @@ def loaded(pipeline: Pipeline, timeout_s: float = 120) -> Checkpoint:
     """Wait until the bench table's load is finished in the log."""
 
     def there() -> Checkpoint | None:
-        found = last(pipeline)
-        state = found and found.position.load
-        return found if found and found.cut and rows_seen(pipeline) and not state["loading"] else None
-
-    def rows_seen(pipeline: Pipeline) -> bool:
-        return any(checkpoint.begun for checkpoint in checkpoints(pipeline))
+        if last(pipeline) is None:
+            return None
+        with look(configuration(pipeline.file)) as surveyor:
+            found, tables, _ = surveyor.survey()
+        return found if found and found.cut and TABLE in tables and not found.position.load["loading"] else None
 
     checkpoint: Checkpoint = until(there, timeout_s, "the load", every_s=0.1, alive=pipeline.alive)
     return checkpoint
