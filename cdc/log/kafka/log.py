@@ -55,7 +55,8 @@ class KafkaLog:
         self._readers: set[Reader] = set()
         self._writer: Writer | None = None
         try:
-            self.id = self._known(cluster_of(settings), create)
+            self._birth = self._known(cluster_of(settings), create)
+            self.id = self._birth.id
         except BaseException:
             self.close()
             raise
@@ -66,8 +67,8 @@ class KafkaLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _known(self, cluster: str, create: bool) -> str:
-        """The log's id. Raises R3 where what is there is not this pipeline's log in this cluster."""
+    def _known(self, cluster: str, create: bool) -> Birth:
+        """Whose log it is. Raises R3 where what is there is not this pipeline's log in this cluster."""
         birth = self._story.birth()
         if birth is None and create:
             birth = self._begin(cluster)
@@ -80,18 +81,18 @@ class KafkaLog:
             raise CdcError("CDC-LOG-111", f"it is the log of {birth.pipeline}", where=self._topic)
         if birth.cluster != cluster:
             raise CdcError("CDC-KAFKA-206", f"it is of cluster {birth.cluster}, this is {cluster}", where=self._topic)
-        return birth.id
+        return birth
 
     def _begin(self, cluster: str) -> Birth | None:
         """Begin the log, unless somebody else does so at the same time: of two, one is fenced, and takes what the other wrote."""
         verify_brokers(self._settings)
-        self._topics.make_own()
+        ids = self._topics.make_own()
         self._story.close()  # its client has learned that the topic is missing, and would go on saying so for a while
         producer = transactional(self._settings, self._name)
         if (birth := self._story.birth()) is not None:
             return birth
         self._topics.check_unused()
-        birth = Birth(random_id() + random_id(), self._name, cluster)
+        birth = Birth(random_id() + random_id(), self._name, cluster, topics=ids)
         key, value = to_record(birth)
         try:
             with translating(self._topic):
@@ -112,7 +113,7 @@ class KafkaLog:
         self._writer = Writer(
             self._settings,
             self._name,
-            self.id,
+            self._birth,
             topics=self._topics,
             identity=self._identity,
             base_bytes=self._base_bytes,

@@ -16,6 +16,7 @@ Keys are the kind of a record, values JSON. Pure: no client here.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from cdc.log import Checkpoint, Intent, Json, TableState
@@ -28,12 +29,14 @@ BASE = "base"  # the header of a checkpoint: an offset, in digits
 
 
 class Birth(NamedTuple):
-    """The first record: whose log this is. `cluster` is Kafka's id of the cluster that it was made in."""
+    """The first record: whose log this is. `cluster` is Kafka's id of the cluster that it was made in, `topics` the ids of those of
+    its topics that hold no table."""
 
     id: str
     pipeline: str
     cluster: str
     format: int = FORMAT
+    topics: Mapping[str, str] = {}
 
 
 class Topic(NamedTuple):
@@ -86,7 +89,7 @@ def from_record(key: bytes | None, value: bytes | None) -> Record:
         data = json.loads(value or b"")
         match key:
             case b"log":
-                return Birth(data["id"], data["pipeline"], data["cluster"], data["format"])
+                return Birth(data["id"], data["pipeline"], data["cluster"], data["format"], data["topics"])
             case b"topic":
                 return Topic(table_id(data["table"]), data["name"], data["id"], data["partitions"])
             case b"state":

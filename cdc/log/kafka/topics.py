@@ -93,6 +93,11 @@ def verify_ids(client: AdminClient, topics: Iterable[Topic]) -> None:
             raise CdcError("CDC-KAFKA-205", detail, where=name)
 
 
+def _verify_id(name: str, known: str | None, there: TopicDescription) -> None:
+    if known is not None and str(there.topic_id) != known:
+        raise CdcError("CDC-KAFKA-202", f"its id is {there.topic_id}, the log has written to {known}", where=name)
+
+
 class Topics:
     """The topics of one pipeline, looked after. A client is made at first use; `close` it."""
 
@@ -110,16 +115,16 @@ class Topics:
         return self._made
 
     # ------------------------------------------------------------------------------------------------------------- making
-    def make_own(self) -> None:
-        """Make those that hold no table, as far as they are missing. Raises CDC-KAFKA-201 where only the checkpoints are: a log was
-        there, and must not be replaced by an empty one."""
+    def make_own(self) -> dict[str, str]:
+        """Make those that hold no table, as far as they are missing; their ids. Raises CDC-KAFKA-201 where only the checkpoints are
+        missing: a log was there, and must not be replaced by an empty one."""
         names = own_topics(self._pipeline)
         there = described(self.client, names, self._settings.bootstrap)
         if names[0] not in there:
             self.check_unused(there)
         if missing := {name: 1 for name in names if name not in there}:
             self._create(missing)
-            self._appeared(missing)
+        return {name: str(topic.topic_id) for name, topic in self._appeared(names).items()}
 
     def check_unused(self, names: Iterable[str] | None = None) -> None:
         """No schema and no signal, without a log. Raises CDC-KAFKA-201."""
@@ -233,13 +238,14 @@ class Topics:
             reading.close()
 
     # ---------------------------------------------------------------------------------------------------------- verifying
-    def verify_own(self) -> None:
-        """Those that hold no table. Raises CDC-KAFKA-201, -204."""
+    def verify_own(self, ids: Mapping[str, str]) -> None:
+        """Those that hold no table are there, and the same as ever. Raises CDC-KAFKA-201, -202, -204."""
         names = own_topics(self._pipeline)
         found = described(self.client, names, self._settings.bootstrap)
         for name in names:
             if name not in found:
                 raise CdcError("CDC-KAFKA-201", "the log's own topic", where=name)
+            _verify_id(name, ids.get(name), found[name])
         self._verify_settings(names)
 
     def verify(self, topics: Collection[Topic], ends: Mapping[TableId, tuple[int, ...]]) -> None:

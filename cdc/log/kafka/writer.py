@@ -17,7 +17,7 @@ from cdc.log import Checkpoint, Draft, Intent, LogState, Mark, Span, Spans
 from cdc.log.checkpoint import random_id
 from cdc.log.kafka.client import TIMEOUT_S, KafkaSettings, error_of, group_of, producer, translating
 from cdc.log.kafka.partitioner import divided
-from cdc.log.kafka.records import BASE, Intended, Record, State, Topic, to_record
+from cdc.log.kafka.records import BASE, Birth, Intended, Record, State, Topic, to_record
 from cdc.log.kafka.story import Ended, Story
 from cdc.log.kafka.topics import Topics, checkpoints_topic
 from cdc.records import Batch, Records
@@ -79,7 +79,7 @@ class Writer:
         self,
         settings: KafkaSettings,
         pipeline: str,
-        log_id: str,
+        birth: Birth,
         *,
         topics: Topics,
         identity: Identity = THIS_PROCESS,
@@ -89,9 +89,9 @@ class Writer:
         self._topic, self._timeout_s = checkpoints_topic(pipeline), settings.transaction_timeout_s
         self._made = topics
         self._fresh, self._void = True, False  # nothing appended yet; a change failed
-        topics.verify_own()
+        topics.verify_own(birth.topics)
         self._producer = transactional(settings, pipeline)
-        ended = self._end(log_id)
+        ended = self._end(birth.id)
         self._chain, self._topics = ended.chain, ended.topics
         topics.verify(ended.topics.values(), ended.chain.ends)
         self._next, self._base, self._story_bytes = ended.next_offset, ended.base_offset, ended.bytes_since_base
