@@ -24,6 +24,7 @@ from cdc.log import Checkpoint
 from tests.e2e.pipeline import Pipeline, until
 
 LATENCY_S = 10
+PATIENCE_S = 600  # with a machine that has other work
 SINKS, PACED_S, PACED_ROWS, PACED_EVERY_S = 8, 10, 40, 0.02
 Measured = dict[str, list[float]]
 
@@ -88,7 +89,7 @@ def ours_drained(debezium: Debezium, pipeline: Pipeline, rows: int) -> tuple[flo
     with Growth(debezium.kafka, topic(pipeline.name)) as growth:
         process = pipeline.start("capture")
         with Meter(process.pid) as meter:
-            grown = growth.wait(rows, 120, pipeline.alive)
+            grown = growth.wait(rows, PATIENCE_S, pipeline.alive)
         rig.stop(pipeline, "capture")
     return grown.rate, meter.cpu_s(grown.begin, grown.end) / grown.rows * 1e6
 
@@ -97,7 +98,7 @@ def debezium_drained(debezium: Debezium, name: str, source: str, rows: int) -> t
     """The same of Debezium; CPU is that of the worker."""
     with Growth(debezium.kafka, topic(name)) as growth, Meter(debezium.pid) as meter:
         debezium.start_source(name, source)
-        grown = growth.wait(rows, 120, lambda: debezium.check(name))
+        grown = growth.wait(rows, PATIENCE_S, lambda: debezium.check(name))
         debezium.stop_source(name)
     assert growth.records == rows, f"{growth.records} records of {rows} rows"
     debezium.source_rows += rows
@@ -124,7 +125,7 @@ def apply(on: Rig, args: Namespace) -> Sequence[Figure | Sides]:
                 if mode == "upsert":
                     with Growth(on.debezium.kafka, topic(name)) as growth:
                         rig.update(source, 0, rows)
-                        growth.wait(rows, 120, lambda: on.debezium.check(name))
+                        growth.wait(rows, PATIENCE_S, lambda: on.debezium.check(name))
                     checkpoint = rig.captured(pipeline, rig.head(source))
                 debezium_applied(*theirs, "warm", mode, rows)
                 for sink, url, order in zip(sinks, urls, ROUNDS, strict=True):
@@ -151,7 +152,7 @@ def debezium_captures(debezium: Debezium, name: str, source: str, rows: int) -> 
     debezium.prepare(name, source)
     with Growth(debezium.kafka, topic(name)) as growth:
         debezium.start_source(name, source, "initial")
-        growth.wait(rows, 120, lambda: debezium.check(name))
+        growth.wait(rows, PATIENCE_S, lambda: debezium.check(name))
     try:
         yield name
     finally:
@@ -181,7 +182,7 @@ def debezium_applied(
         debezium.start_sink(name, target, table, mode)
         until(
             lambda: run(target, written, table)[0][0] >= before + rows,
-            120,
+            PATIENCE_S,
             f"{rows} rows in {table}",
             every_s=0.1,
             alive=lambda: debezium.check(name, table),
@@ -246,7 +247,7 @@ def debezium_runs(debezium: Debezium, name: str, source: str, target: str, warm_
     debezium.start_source(name, source)
     debezium.start_sink(name, target, "bench", "upsert")
     check = lambda: debezium.check(name, "source", "bench")  # noqa: E731 - see above
-    until(lambda: equal_count(source, target), 120, "Debezium's last row", alive=check)
+    until(lambda: equal_count(source, target), PATIENCE_S, "Debezium's last row", alive=check)
     debezium.source_rows += cold
     debezium.sink_rows += cold
     yield
