@@ -23,7 +23,7 @@ import psycopg2
 from cdc.commands.logs import look, open_log
 from cdc.config import load as configuration
 from cdc.demo.postgres import EmbeddedPostgres
-from cdc.errors import CdcError
+from cdc.errors import CdcError, Unavailable
 from cdc.log import Checkpoint, Log, Mark
 from cdc.table import TableId
 from tests.e2e.pipeline import Pipeline, until
@@ -264,9 +264,9 @@ def last(pipeline: Pipeline) -> Checkpoint | None:
         with log_of(pipeline) as log:
             return log.last_checkpoint()
     except CdcError as error:
-        if error.code != "CDC-LOG-101":
+        if error.code != "CDC-LOG-101" and not isinstance(error, Unavailable):
             raise
-        return None  # capture has not made it yet
+        return None  # capture has not made it yet, or is about to
 
 
 def checkpoints(pipeline: Pipeline, after: Checkpoint | None = None) -> list[Checkpoint]:
