@@ -163,13 +163,16 @@ def _ignored(error: KafkaError) -> None:
 
 
 class _Once(logging.Filter):
-    """Of lines that differ only in numbers and in the client's name, one in a while: librdkafka logs each attempt to connect."""
+    """Of lines that differ only in numbers and in the client's name, one in a while: librdkafka logs each attempt to connect. None
+    about options that concern other kinds of clients: all clients are given the same."""
 
     def __init__(self) -> None:
         super().__init__()
         self._seen: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.getMessage().startswith("CONFWARN"):
+            return False
         line, now = re.sub(r"\d+", "", record.getMessage()), time.monotonic()
         if now - self._seen.get(line, -REPEATED_S) < REPEATED_S:
             return False
@@ -214,6 +217,7 @@ _REFUSED_TOPIC = frozenset(
     }
 )
 MISSING = frozenset({_E.UNKNOWN_TOPIC_OR_PART, _E._UNKNOWN_TOPIC, _E._UNKNOWN_PARTITION, _E.UNKNOWN_TOPIC_ID})
+UNLED = MISSING | {_E._NOENT, _E.LEADER_NOT_AVAILABLE, _E.NOT_LEADER_FOR_PARTITION, _E.KAFKA_STORAGE_ERROR}
 _OUT_OF_RANGE = frozenset({_E.OFFSET_OUT_OF_RANGE, _E._AUTO_OFFSET_RESET})
 _TAKEN_AWAY = frozenset(
     {

@@ -20,6 +20,7 @@ from cdc.log.kafka.client import (
     MISSING,
     RIGHTS,
     TIMEOUT_S,
+    UNLED,
     KafkaSettings,
     admin,
     cluster_of,
@@ -196,17 +197,27 @@ class Topics:
                 raise CdcError("CDC-KAFKA-107", f"{name}, and {other}, which is there already", where=name)
 
     def _appeared(self, names: Collection[str]) -> dict[str, TopicDescription]:
-        """New topics, once the brokers know them: that takes a moment after they were made."""
+        """New topics, once their leaders answer: that takes a moment after they were made."""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             found = described(self.client, names, self._settings.bootstrap)
-            led = {name for name, topic in found.items() if all(part.leader for part in topic.partitions)}
-            if missing := [name for name in names if name not in led]:
-                if time.monotonic() > deadline:
-                    raise Unavailable("CDC-KAFKA-101", "it was made, and has no leader yet", where=missing[0])
-                time.sleep(PAUSE_S)
-            else:
+            missing = next((name for name in names if name not in found), None)
+            if missing is None and self._are_led(found):
                 return found
+            if time.monotonic() > deadline:
+                detail = "it was made, and no broker leads it yet"
+                raise Unavailable("CDC-KAFKA-101", detail, where=missing or next(iter(names)))
+            time.sleep(PAUSE_S)
+
+    def _are_led(self, topics: Mapping[str, TopicDescription]) -> bool:
+        places = [TopicPartition(name, part.id) for name, topic in topics.items() for part in topic.partitions]
+        try:
+            ends_of_log(self.client, places)
+        except KafkaException as error:
+            if error.args[0].code() not in UNLED:
+                raise error_of(error, self._settings.bootstrap) from error
+            return False
+        return True
 
     def _check_empty(self, name: str, partitions: int) -> None:
         """It holds no committed record. What an aborted transaction left is none."""
