@@ -1,23 +1,22 @@
-"""A place in the log to stop at (protocol B10): found for `--to`, and a log that ends there.
+"""A place in the log to stop at (protocol B10): what `--to` means in it, and where a replay to there begins.
 
-The invariant: what lies before a horizon is whole source transactions, and no table that is wanted is being loaded there. Up to a
-cut all of it is; behind that, inside one stretch without a cut, the events before the first transaction, in log order, that is
-later: these alone are looked at one by one.
+`sinks.part` reads up to it. The invariant: what lies before a horizon is whole source transactions, and no table that is wanted is
+being loaded there. Up to a cut all of it is; behind that, inside one stretch without a cut, the events before the first
+transaction, in log order, that is later: these alone are looked at one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from cdc.avro import HEADER_BYTES, decode_datum, schema_id
 from cdc.errors import CdcError
 from cdc.log import Checkpoint, Log, Mark
-from cdc.records import Batch, Records
+from cdc.records import Batch
 from cdc.table import TableId
-from sinks.apply import Reading
 from sinks.joining import checkpoints, cut_before
 from sinks.sink import Start
 
@@ -213,52 +212,3 @@ def _sources(log: Log, batch: Batch) -> Iterator[tuple[TableId, Mapping[str, Jso
 
 def _is_read(source: Mapping[str, Json]) -> bool:
     return bool(source["snapshot"] == "true")
-
-
-class Part:
-    """A log up to a horizon, as the loop reads it; its readings end there. Raises CDC-RPL-105 where the log lacks a row."""
-
-    def __init__(self, log: Log, horizon: Horizon) -> None:
-        self._log, self._horizon = log, horizon
-
-    def read(self, after: Mark, tables: Wants, idle_s: float) -> Generator[tuple[Checkpoint, Batch] | None, None, None]:
-        """See Log.read. The last checkpoint of a horizon is a cut, whatever it was in the log."""
-        cut, last, sequence, _ = self._horizon
-        if after.number >= last.number:
-            return
-        with closing(self._log.read(after, tables, idle_s)) as items:
-            for item in items:
-                if item is None or item[0].number <= cut.number:
-                    yield item
-                else:
-                    checkpoint, batch = item
-                    assert sequence is not None, f"checkpoint {checkpoint.number} is behind the cut {cut.number}"
-                    kept = {table: part for table, each in batch.items() if (part := self._kept(each, sequence))}
-                    yield replace(checkpoint, cut=checkpoint.mark == last, begun=(), finished=()), kept
-                if item is not None and item[0].number >= cut.number:
-                    yield None  # what is whole is committed
-                    if item[0].number >= last.number:
-                        return
-
-    def _kept(self, records: Records, sequence: int) -> Records | None:
-        kept = Records()
-        for key, value in zip(records.keys, records.values, strict=True):
-            source = decode_datum(self._log.schema(schema_id(value)), value[HEADER_BYTES:])["source"]
-            if int(source["sequence"]) < sequence:
-                kept.keys.append(key)
-                kept.values.append(value)
-        return kept if kept.values else None
-
-    def schema(self, schema_id: int) -> Json:
-        return self._log.schema(schema_id)
-
-    def signal(self, kind: str, details: Json) -> int:  # noqa: ARG002
-        tables = details.get("tables") or [details.get("table")]
-        names = ", ".join(str(TableId(*table)) for table in tables)
-        raise CdcError("CDC-RPL-105", f"rows of {names} that an update needs are not there")
-
-    def report(self, reader: str, mark: Mark) -> None:
-        self._log.report(reader, mark)
-
-
-_: type[Reading] = Part

@@ -20,7 +20,8 @@ from cdc.log import Checkpoint, Log, Mark
 from cdc.table import TableId
 from sinks import joining
 from sinks.apply import Pace, Reading, follow
-from sinks.horizon import Horizon, Moment, Part, beyond_retention, find
+from sinks.horizon import Horizon, Moment, beyond_retention, find
+from sinks.part import Part
 from sinks.sink import Bookmark, Sink, Start
 
 Json = Any

@@ -507,6 +507,26 @@ def test_a_place_inside_a_load_is_refused_by_name(place: Place) -> None:
     assert place.rows("past.a") == [(1, "1")]
 
 
+def test_a_past_that_lacks_a_row_is_refused_and_one_that_gets_it_is_not(place: Place) -> None:
+    w = place.written
+    a = w.table("public.a")
+    w.load("public.a", 1, 1)
+    lacking = w.write(a.u(["v"], id=7, v="unknown"))
+    w.write(a.u(["v"], id=8, v="unknown"), cut=False)
+    w.write(a.c(id=9, v="9"), cut=False)
+    w.write(a.d(id=8))
+    last = w.write(a.c(id=10, v="10"))
+    error = refused("CDC-RPL-105", partial(place.replay, Number(last.number), "past"))
+    assert "public.a" in error.detail
+    place.rebuild().discard()
+    place.replay(Number(lacking.number - 1), "past")
+    w.load("public.a", 2, 1)
+    w.write(a.u(["v"], id=8, v="unknown"), cut=False)
+    last = w.write(a.d(id=8), a.c(id=9, v="9"))
+    place.replay(Number(last.number), "mended")
+    assert place.rows("mended.a") == [(1, "2"), (9, "9")]
+
+
 def test_places_that_are_not_there(place: Place) -> None:
     w = place.written
     w.write()

@@ -14,7 +14,7 @@ from unittest.mock import patch
 from cdc import capture
 from cdc.errors import CdcError
 from cdc.load import Load
-from sinks import apply, changes, joining
+from sinks import apply, changes, horizon, joining
 from tests.simulation.log import FakeLog
 from tests.simulation.source import FakeSource
 from tests.simulation.target import FakeSink
@@ -417,6 +417,24 @@ def retention_waits_for_who_joins() -> Patches:
 
     real = FakeLog.report
     return [off(FakeLog, "report", report), often(join=0.05, retention=True)]
+
+
+@mutant
+def replay_outside_of_loads() -> Patches:
+    """B10: inside a load there is no state of a table."""
+
+    def check(states: Any, moment: Any) -> None:
+        if not any(loaded for _, loaded in states.values()):
+            real(states, moment)
+
+    real = horizon._check_loads
+    return [off(horizon, "_check_loads", check), often(killed=0)]
+
+
+@mutant
+def replay_along_the_path() -> Patches:
+    """B4: a load that an abandoned checkpoint began or finished has not."""
+    return [off(horizon._Path, "meet", lambda *_: None), often(**{"fail over": 0.02, "new epoch": 0.02})]
 
 
 @mutant

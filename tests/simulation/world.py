@@ -15,10 +15,12 @@ from typing import Any, NoReturn
 from cdc.capture import capture
 from cdc.errors import CdcError, Superseded, Unavailable
 from cdc.load import Limits
-from cdc.log import Checkpoint
+from cdc.log import Checkpoint, Mark
 from cdc.records import Batch
 from cdc.table import TableId
-from sinks.apply import Pace, apply
+from sinks.apply import Pace, apply, follow
+from sinks.horizon import Number, find
+from sinks.part import Part
 from tests.simulation import trace
 from tests.simulation.database import KEYS, Database, History
 from tests.simulation.log import LOG_ID, FakeLog, Storage
@@ -255,6 +257,28 @@ class World:
                 self.fail("a sink that joined has its tables loaded anew")
         for target in self.targets:
             self.check_end(target)
+        self.replay()
+
+    def replay(self) -> None:
+        """Some of the past once more, into an empty target; each commit is compared with the source as of then."""
+        last, log = self.storage.last, FakeLog(self, self.storage)
+        assert last is not None
+        tables = self.rng.sample(TABLES, self.rng.randint(1, len(TABLES)))
+        target = Target(LOG_ID, "past", tables)
+        sink = FakeSink(self, target)
+        sink.requests_collided = False
+        try:
+            horizon, start = find(log, sink.wants, Number(max(0, last.number - self.rng.randrange(40))))
+        except CdcError as error:
+            if error.code not in ("CDC-RPL-103", "CDC-RPL-104", "CDC-LOG-108"):
+                raise
+            return
+        bookmark, abandoned = sink.resume(LOG_ID, lambda: start), set[Mark]()
+        while bookmark.mark != horizon.last:
+            pace = Pace(0, self.rng.choice((1, 500)), self.bytes_max)
+            bookmark = follow(sink, Part(log, horizon), bookmark, abandoned, lambda: False, pace, lambda *_: None)
+        if set(target.content.rows) != set(start.begins) or target.content.written:
+            self.fail(f"a replay of {horizon} ends with {target.content}")
 
     def settle(self) -> None:
         for _ in range(60):
