@@ -89,9 +89,11 @@ def exists(config: Config) -> bool:
 def check(config: Config) -> list[Finding]:
     """What stands against writing the log. Raises the first error."""
     if config.log.url:
+        from cdc.log.kafka.inventory import check_topics
         from cdc.log.kafka.topics import check_cluster
 
         findings = check_cluster(settings(config))
+        check_topics(settings(config), config.pipeline)
         if exists(config):
             with closing(open_log(config)) as log:
                 log.last_checkpoint()
@@ -143,7 +145,7 @@ def refuse_foreign(config: Config) -> None:
 def remove(config: Config) -> list[str]:
     """Remove the log with everything in it; what was removed, in words."""
     if config.log.url:
-        from cdc.log.kafka.topics import remove_topics
+        from cdc.log.kafka.inventory import remove_topics
 
         return [f"topic {name}" for name in remove_topics(settings(config), config.pipeline)]
     return _remove_folder(config.log.path)

@@ -22,8 +22,9 @@ from confluent_kafka.admin import (
 from cdc.errors import CdcError
 from cdc.log import Begun, Draft, Mark
 from cdc.log.kafka.client import KafkaSettings
+from cdc.log.kafka.inventory import remove_topics
 from cdc.log.kafka.log import KafkaLog
-from cdc.log.kafka.topics import check_cluster, remove_topics
+from cdc.log.kafka.topics import check_cluster
 from cdc.log.kafka.writer import Identity
 from cdc.position import Position
 from cdc.records import Records

@@ -36,6 +36,9 @@ POLL_S = 0.1
 LOST_EVERY_S = 0.2  # how often it is asked whether records that do not come are in the log at all
 WAIT_S = 0.5  # how long the caller is left without an answer while records of a checkpoint are on their way
 CURRENT_EVERY_S = 5.0  # how often an idle reader asks the brokers whether they and the topic are still there
+VERIFY_EVERY_S = (
+    15.0  # how often it does so for the data topics: of one that was deleted nothing comes, not even an error
+)
 OFFSETS_KEPT = 10_000
 
 Place = tuple[str, int]
@@ -74,6 +77,7 @@ class Reader:
         self._ended = False  # the broker has said so since the last record of the checkpoints topic
         self._paused: set[Place] = set()
         self._asked = self._progress = 0.0  # when the brokers were asked last; when something came, or the caller did
+        self._verified = 0.0  # when the data topics were looked at last
         self._delivered = deque[tuple[int, int]](maxlen=OFFSETS_KEPT)
         self.orphans = 0
 
@@ -120,6 +124,7 @@ class Reader:
         )
         self._admin = admin(self._settings)
         self._reached, self._asked = begin, time.monotonic()
+        self._verified = self._asked
         with translating(self._topic):
             (self._at_least,) = ends_of_log(self._admin, [TopicPartition(self._topic, 0)])
             know(self._consumer, [self._topic])
@@ -356,6 +361,10 @@ class Reader:
         if end < self._reached:
             detail = f"it ends at offset {end}, and was read up to {self._reached}"
             raise CdcError("CDC-KAFKA-203", detail, where=self._topic)
+        if now >= self._verified + VERIFY_EVERY_S:
+            assert self._admin is not None
+            verify_ids(self._admin, [topic for topic in self._topics.values() if (topic.name, 0) in self._buffers])
+            self._verified = time.monotonic()
         self._asked = time.monotonic()
 
     # ------------------------------------------------------------------------------------------------------------- memory

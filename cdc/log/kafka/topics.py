@@ -18,6 +18,7 @@ from cdc.errors import CdcError, Unavailable, entry
 from cdc.journal import journal
 from cdc.log.kafka.client import (
     MISSING,
+    OVERHEAD_BYTES,
     RIGHTS,
     TIMEOUT_S,
     UNLED,
@@ -36,7 +37,7 @@ from cdc.table import TableId
 
 AT_ONCE = 500  # topics in one request
 PAUSE_S = 0.02
-VERIFIES = "transaction.partition.verification.enable"
+VERIFIES, REQUEST_BYTES = "transaction.partition.verification.enable", "socket.request.max.bytes"
 
 _log = journal("log")
 
@@ -146,7 +147,7 @@ class Topics:
         sizes = {names[table]: count for table, count in wanted.items()}
         if missing := {name: count for name, count in sizes.items() if name not in there}:
             self._create(missing)
-            there |= self._appeared(missing)
+        there = self._appeared(names.values())
         found = []
         for table, name in names.items():
             count = len(there[name].partitions)
@@ -337,39 +338,22 @@ def verify_brokers(settings: KafkaSettings) -> list[Finding]:
         found = entries[VERIFIES].value if VERIFIES in entries else "not known to it"
         if found != "true":
             raise CdcError("CDC-KAFKA-104", f"{VERIFIES} is {found}", where=f"broker {resource.name}")
+        _verify_request(settings, f"broker {resource.name}", entries)
     return []
+
+
+def _verify_request(settings: KafkaSettings, broker: str, entries: Mapping[str, Any]) -> None:
+    """A broker that is sent a larger request hangs up, and says nothing."""
+    most = int(entries[REQUEST_BYTES].value) if REQUEST_BYTES in entries else settings.message_bytes_max
+    if most < settings.message_bytes_max:
+        detail = (
+            f"{REQUEST_BYTES} is {most}, records of {settings.record_bytes_max} bytes need {settings.message_bytes_max}"
+        )
+        remedy = f"Lower `record_bytes_max` under `log:` to {max(0, most - OVERHEAD_BYTES)} at most, or raise {REQUEST_BYTES}."
+        raise CdcError("CDC-KAFKA-104", detail, where=broker, remedy=remedy)
 
 
 def check_cluster(settings: KafkaSettings) -> list[Finding]:
     """What stands against a log in this cluster. Raises the first error."""
     cluster_of(settings)
     return verify_brokers(settings)
-
-
-def remove_topics(settings: KafkaSettings, pipeline: str) -> list[str]:
-    """Delete the topics of the pipeline's log, its checkpoints last; their names. None without a log that can be read, since only
-    that tells which topics are its own."""
-    from cdc.log.kafka.story import Story
-
-    with Story(settings, pipeline) as story:
-        seen = story.seen() if present(settings, [checkpoints_topic(pipeline)]) else None
-    if seen is None:
-        return []
-    _, place = seen
-    ids = {topic.name: topic.id for topic in place.topics.values()}
-    client = admin(settings)
-    # A topic that was made again is somebody else's.
-    ours = [
-        name for name, found in described(client, ids, settings.bootstrap).items() if str(found.topic_id) == ids[name]
-    ]
-    gone = []
-    for names in (ours, own_topics(pipeline)[1:], own_topics(pipeline)[:1]):
-        for first in range(0, len(names), AT_ONCE):
-            for name, future in client.delete_topics(list(names[first : first + AT_ONCE])).items():
-                try:
-                    future.result(3 * TIMEOUT_S)
-                    gone.append(name)
-                except KafkaException as error:
-                    if error.args[0].code() not in MISSING:
-                        raise error_of(error, name) from error
-    return gone
