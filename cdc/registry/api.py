@@ -1,4 +1,5 @@
-"""The schema registry's API over HTTP, as Confluent's clients speak it, out of the schemas that stand in the log.
+"""The schema registry's API over HTTP, as Confluent's clients speak it, out of the schemas that stand in the log; and of Apicurio's
+the two requests by which its converter reads.
 
 The invariant: it only reads. Schemas are registered by the capture, in the log; whoever would write here is refused in the API's own
 form. A schema is served in the text under which it was hashed and stored, with all its properties.
@@ -34,6 +35,8 @@ PREFIX = "/registry"
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 BODY_BYTES_MAX = 8 << 20
 ID_MAX = VERSION_MAX = 2**31 - 1
+# Where Apicurio's converter for Kafka Connect asks for the schema of an id, which is all that it asks when it reads.
+APICURIO = ["apis", "registry", "v2", "ids", "contentIds"]
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH")
 READ_ONLY = "this registry is read-only: the pipeline's capture registers its schemas"
 
@@ -158,6 +161,11 @@ def _read(log: Log, parts: Sequence[str], query: Query) -> str:
             return json.dumps({"mode": "READONLY"})
         case ["contexts"]:
             return json.dumps(["."])
+        case [*base, number] if base == APICURIO:
+            return _by_id(log, number)
+        case [*base, number, "references"] if base == APICURIO:
+            _by_id(log, number)
+            return "[]"
     raise _not_found()
 
 

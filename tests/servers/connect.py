@@ -32,14 +32,16 @@ class ConnectorFailed(Exception):
     """The worker refuses a connector, or one of its tasks has failed; the message is the worker's, with the stack."""
 
 
-def avro(registry: SchemaRegistry) -> dict[str, str]:
-    """A connector's settings for Avro in Confluent's wire format: a zero byte, four bytes of schema id, the datum."""
+def avro(registry: SchemaRegistry | str) -> dict[str, str]:
+    """A connector's settings for Avro in Confluent's wire format: a zero byte, four bytes of schema id, the datum. The registry may be
+    any that answers Apicurio's converter, by its URL."""
+    url = registry if isinstance(registry, str) else registry.native_url
     return {
         f"{side}.converter{name}": value
         for side in ("key", "value")
         for name, value in {
             "": CONVERTER,
-            ".apicurio.registry.url": registry.native_url,
+            ".apicurio.registry.url": url,
             ".apicurio.registry.auto-register": "true",
             ".apicurio.registry.find-latest": "true",
             ".apicurio.registry.as-confluent": "true",

@@ -108,6 +108,15 @@ def test_a_schema_by_its_id(api: Api) -> None:
     assert api("/schemas/ids/99999999999999999999") == (404, 40403)
 
 
+def test_what_apicurios_converter_asks(api: Api) -> None:
+    number = schema_hash(VALUE)
+    assert api(f"/apis/registry/v2/ids/contentIds/{number}") == VALUE
+    assert api(f"/apis/registry/v2/ids/contentIds/{number}/references") == []
+    assert api("/apis/registry/v2/ids/contentIds/7") == (404, 40403)
+    assert api("/apis/registry/v2/ids/contentIds/7/references") == (404, 40403)
+    assert api("/apis/registry/v2/ids/contentIds") == api("/apis/registry/v2/system/info") == (404, 404)
+
+
 def test_what_is_served_is_the_registered_text_and_parses(api: Api) -> None:
     text = api(f"/schemas/ids/{schema_hash(VALUE)}")["schema"]
     assert schema_hash(json.loads(text)) == schema_hash(VALUE)
