@@ -25,7 +25,7 @@ FOREVER, APPLIED = "forever", "applied"  # retention
 RECORD_BYTES_MAX = 16 << 20
 OVERHEAD_BYTES = 64 << 10  # of a record batch with one record: headers, lengths, and what compression adds to noise
 TIMEOUT_S = 10.0  # of one request that should take milliseconds
-DIAGNOSIS_S = 3.0
+ASK_EVERY_S = 1.0
 REPEATED_S = 30.0  # a line that librdkafka repeats at each attempt is logged once in this time
 
 _OURS = frozenset(
@@ -263,21 +263,23 @@ def translating(where: str) -> Iterator[None]:
 
 
 def cluster_of(settings: KafkaSettings) -> str:
-    """The cluster's id, by asking it. Raises Unavailable, or why it cannot be reached, as far as the handshake tells."""
+    """The cluster's id, by asking it. Raises Unavailable, at once where nobody listens, or why it cannot be reached, as far as the
+    handshake tells."""
     reasons: list[KafkaError] = []
     with translating(settings.bootstrap):
         client = AdminClient(_configuration(settings, {}, {}, {"error_cb": reasons.append}), logger=_log)
-    try:
-        found = client.list_topics(timeout=TIMEOUT_S).cluster_id
-    except KafkaException as error:
-        deadline = time.monotonic() + DIAGNOSIS_S
-        while error.args[0].code() in _AWAY and time.monotonic() < deadline:
-            client.poll(0.1)
-            for reason in reasons:
-                if reason.code() in _LOGIN:
-                    raise error_of(reason, settings.bootstrap) from error
-            if reasons:
-                break
-        raise error_of(error, settings.bootstrap) from error
-    assert found is not None, "Kafka has named its clusters since 0.10.1"
-    return str(found)
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            found = client.list_topics(timeout=ASK_EVERY_S).cluster_id
+        except KafkaException as error:
+            client.poll(0)  # librdkafka tells why beside the call
+            known = {reason.code(): reason for reason in reversed(reasons)}
+            why = next((known[code] for code in known if code in _LOGIN), None)
+            if why is None and error.args[0].code() in _AWAY:
+                if _E._ALL_BROKERS_DOWN not in known and time.monotonic() < deadline:
+                    continue
+                why = next((reason for reason in reasons if reason.code() in _AWAY), None)
+            raise error_of(why or error, settings.bootstrap) from error
+        assert found is not None, "Kafka has named its clusters since 0.10.1"
+        return str(found)
