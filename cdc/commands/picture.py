@@ -217,7 +217,15 @@ def _sink(config: Config, name: str, survey: Survey, status: Mapping[str, Any] |
         due_ms, backlog = surveyor.written_ms(number + 1), surveyor.backlog_bytes(number)
     lag_s = max(0.0, time.time() - due_ms / 1000) if due_ms else 0.0
     return SinkView(
-        name, target, state, number, last.number - number, lag_s, backlog, tables, _suspended(config, name, number, rows)
+        name,
+        target,
+        state,
+        number,
+        last.number - number,
+        lag_s,
+        backlog,
+        tables,
+        _suspended(config, name, number, rows),
     )
 
 

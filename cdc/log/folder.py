@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +25,7 @@ from cdc.log.checkpoint import random_id
 from cdc.log.database import companions, give_to_owner_of, remove_file, sync_folder
 
 SIDE_FILES = ("schemas.sqlite", "signals.sqlite", "readers.sqlite")
+LEFT_S = 60.0  # nobody takes that long to make a file
 _SEGMENT = re.compile(r"(\d{16})\.sqlite\Z")
 # POSIX locks or shared memory maps are not dependable on these.
 _REMOTE = re.compile(
@@ -44,6 +46,13 @@ def filesystem_type(path: str, mounts: str) -> str:
         if inside and len(point) >= best:  # of two mounts on one point the later one is seen
             best, found = len(point), fields[2]
     return found
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > LEFT_S
+    except FileNotFoundError:
+        return False
 
 
 class Folder:
@@ -154,8 +163,11 @@ class Folder:
         return numbers
 
     def tidy(self) -> None:
-        """Remove what a crash left: unnamed files, and companions of unlinked segments. For the writer, under its lock."""
+        """Remove what a crash left: unnamed files, and companions of unlinked segments. For the writer, under its lock. A young
+        unnamed file may be one that a reader is just making: readers have no lock."""
         for path in (*self.segments.glob("*.tmp*"), *self.path.glob("*.tmp*")):
+            if not _is_old(path):
+                continue
             if path.is_dir():
                 for inner in path.iterdir():
                     inner.unlink(missing_ok=True)

@@ -292,9 +292,19 @@ def test_what_a_crash_left_is_removed(log: EmbeddedLog, folder: Path) -> None:
     (folder / "cdef.tmp").mkdir()
     for path in (*left, folder / "cdef.tmp" / "0000000000000000.sqlite"):
         path.write_bytes(b"x")
+    for path in (*left, folder / "cdef.tmp"):
+        os.utime(path, (0, 0))
     log.open_writer()
     assert not any(path.exists() for path in (*left, folder / "cdef.tmp"))
     assert log.append({}, draft()).number == 0
+
+
+def test_what_a_reader_is_just_making_is_left_alone(log: EmbeddedLog, folder: Path) -> None:
+    """Sinks and the capture start at once: the writer tidies while a reader makes its side file."""
+    young = folder / "4567.tmp"
+    young.write_bytes(b"")
+    log.open_writer()
+    assert young.exists()
 
 
 def test_after_a_failed_change_the_end_is_read_anew(log: EmbeddedLog, monkeypatch: pytest.MonkeyPatch) -> None:
