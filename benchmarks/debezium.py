@@ -34,6 +34,7 @@ SOURCE = {
     "publication.autocreate.mode": "disabled",
     "slot.name": "debezium",
     "table.include.list": "public.bench",
+    "message.prefix.exclude.list": ".*",  # ours writes some into the source's log
     "decimal.handling.mode": "precise",
     "max.batch.size": "8192",
     "max.queue.size": "65536",
