@@ -26,13 +26,13 @@ from tests.e2e.pipeline import Pipeline, until
 LATENCY_S = 10
 PATIENCE_S = 600  # with a machine that has other work
 SINKS, PACED_S, PACED_ROWS, PACED_EVERY_S = 8, 10, 40, 0.02
-Measured = dict[str, list[float]]
+Measured = defaultdict[str, list[float]]
 
 
 # ---------------------------------------------------------------------------------------------------------------- drain
 def drain(on: Rig, args: Namespace) -> Sequence[Figure | Sides]:
     """Rows per second and CPU while the topic grows by a backlog; start-up is not in it. Cold: the first backlog of a fresh worker."""
-    debezium, name, found = on.debezium, "debezium_drain", Measured(defaultdict(list))
+    debezium, name, found = on.debezium, "debezium_drain", Measured(list)
     with on.database("kdrain") as (source, target), on.pipeline("kdrain", source, target, debezium.log) as pipeline:
         debezium.begin(name, source)
         pipeline.start("capture")
@@ -110,7 +110,7 @@ def apply(on: Rig, args: Namespace) -> Sequence[Figure | Sides]:
     """Rows per second between the first and the last commit: of the same rows into a new empty table, then of a change of each.
 
     Each round has a sink and a table of its own, that of ours in a database of its own; what was captured is captured once."""
-    rows, found = args.rows * 2 // 3, Measured(defaultdict(list))
+    rows, found = args.rows * 2 // 3, Measured(list)
     sinks = [f"round{number}" for number in range(len(ROUNDS))]
     with on.database("kapply") as (source, target), on.targets(*sinks) as urls:
         rig.insert(source, 0, rows)
@@ -202,7 +202,7 @@ def tidied(target: str, table: str) -> None:
 # -------------------------------------------------------------------------------------------------------------- latency
 def latency(on: Rig, args: Namespace) -> Sequence[Figure | Sides]:
     """Capture and sink of one side run at a time. A row's way ends at the first look from another connection that sees it."""
-    debezium, name, found = on.debezium, "debezium_latency", Measured(defaultdict(list))
+    debezium, name, found = on.debezium, "debezium_latency", Measured(list)
     with on.database("klate") as (source, target), on.database("klate_peer") as (their_source, their_target):
         for url in (source, their_source):
             run(url, "CREATE SEQUENCE ids CACHE 100")
@@ -259,7 +259,7 @@ def debezium_runs(debezium: Debezium, name: str, source: str, target: str, warm_
 def fanout(on: Rig, _args: Namespace) -> Sequence[Figure | Sides]:
     """CPU per event of one capture at a steady rate that eight sinks can follow, while one or all of them do."""
     sinks = [f"fan{number}" for number in range(SINKS)]
-    found, events = Measured(defaultdict(list)), 0
+    found, events = Measured(list), 0
     with on.database("kfan") as (source, _), on.targets(*sinks) as urls:
         targets = dict(zip(sinks, urls, strict=True))
         with on.pipeline("kfan", source, targets, on.debezium.log) as pipeline:
