@@ -69,7 +69,7 @@ def address(pipeline: Pipeline, role: str = "capture") -> str:
     """Where a service of the pipeline listens, once it does: http://host:port."""
     found = re.compile(r'"address": "(http://[^"]+)"')
     until(lambda: found.search(pipeline.tail(role)), 30, f"{role} listens", alive=pipeline.alive)
-    return found.findall(pipeline.tail(role))[-1]
+    return str(found.findall(pipeline.tail(role))[-1])
 
 
 def own_registry(pipeline: Pipeline) -> str:
