@@ -210,6 +210,7 @@ def commits(target: str, rows: int, meter: Meter, table: str = "bench") -> tuple
     moment = "extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8"
     found = run(target, f"SELECT {moment}, count(*) FROM {table} GROUP BY 1 ORDER BY 1")
     assert sum(count for _, count in found) == rows
+    assert len(found) > 1, f"{rows} rows came in one commit, which tells no rate: take more"
     counted, (begin, end) = rows - found[0][1], (found[0][0], found[-1][0])
     return counted / (end - begin), meter.cpu_s(begin, end) / counted * 1e6
 
