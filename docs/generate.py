@@ -17,7 +17,16 @@ from typer.models import OptionInfo
 from cdc.avro import schemas_of
 from cdc.catalogue import CATALOGUE
 from cdc.cli import app
-from cdc.config import Config, LoadConfig, LogConfig, ServerConfig, SinkConfig, SourceConfig, TableRule
+from cdc.config import (
+    Config,
+    LoadConfig,
+    LogConfig,
+    RegistryConfig,
+    ServerConfig,
+    SinkConfig,
+    SourceConfig,
+    TableRule,
+)
 from cdc.config_values import Address, Form
 from cdc.metrics import CaptureMetrics, SinkMetrics
 from cdc.postgres.grants import source_grants
@@ -92,7 +101,8 @@ def configuration() -> str:
         _section("The file", "", Config),
         _section("source", "a URL, or a mapping", SourceConfig),
         _section("rules.<schema.table>", "a mapping", TableRule),
-        _section("log", "a path, or a mapping", LogConfig),
+        _section("log", "a path, `kafka://host:port,host:port`, or a mapping", LogConfig),
+        _section("registry", "a URL, or a mapping", RegistryConfig),
         _section("sinks.<name>", "a URL, or a mapping", SinkConfig),
         _section("load", "a mapping", LoadConfig),
         _section("server", "a mapping", ServerConfig),
@@ -145,11 +155,15 @@ def _section(title: str, form: str, model: type[BaseModel]) -> str:
 
 
 def _form(field: FieldInfo) -> str:
-    for item in field.metadata:
+    optional = () if get_origin(field.annotation) is dict else get_args(field.annotation)
+    inside = [item for kind in optional for item in getattr(kind, "__metadata__", ())]
+    for item in (*field.metadata, *inside):
         if isinstance(item, Form):
             return item.text
     if field.annotation is bool:
         return "true or false"
+    if field.annotation is str:
+        return "text"
     if get_origin(field.annotation) is Literal:
         return " or ".join(f"`{choice}`" for choice in get_args(field.annotation))
     return "see below"
