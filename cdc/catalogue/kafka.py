@@ -67,7 +67,7 @@ ENTRIES: dict[str, Entry] = {
     "CDC-KAFKA-201": Entry(
         "a topic of the log is missing",
         "The log has written to this topic and it is not there any more. What it held cannot be read, so nothing after it is.",
-        f"Restore the topic from a mirror, or {_ANEW}",
+        _ANEW[0].upper() + _ANEW[1:],
     ),
     "CDC-KAFKA-202": Entry(
         "a topic of the log was made again",
@@ -77,7 +77,7 @@ ENTRIES: dict[str, Entry] = {
     "CDC-KAFKA-203": Entry(
         "a topic of the log was truncated",
         "Records that checkpoints speak of are not there: they were deleted, or an unclean leader election lost them.",
-        f"Restore the topic from a mirror, or {_ANEW}",
+        _ANEW[0].upper() + _ANEW[1:],
     ),
     "CDC-KAFKA-204": Entry(
         "a topic's settings would lose records",
@@ -103,7 +103,7 @@ ENTRIES: dict[str, Entry] = {
     "CDC-KAFKA-208": Entry(
         "records of a checkpoint are missing",
         "A range of offsets that a checkpoint names holds fewer committed records than it says.",
-        f"Restore the topic from a mirror, or {_ANEW}",
+        _ANEW[0].upper() + _ANEW[1:],
     ),
     "CDC-KAFKA-209": Entry(
         "the log has lost its end",

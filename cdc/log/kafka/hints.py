@@ -39,7 +39,7 @@ class Hints:
         self._due: dict[str, Hint] = {}
         self._timer: threading.Timer | None = None
         self._sent_at = -EVERY_S
-        self._sending: list[Future[object]] = []
+        self._sending: list[Future[ConsumerGroupTopicPartitions]] = []
         self._seen: dict[str, tuple[Hint, float]] = {}  # when each hint was first seen, or refreshed
 
     def put(self, reader: str, mark: Mark, offset: int) -> None:
@@ -62,7 +62,9 @@ class Hints:
         missing = {reader: Hint(mark, 0) for reader in readers if reader not in known}
         with translating(self._topic):
             for future in self._commit(missing):
-                future.result(2 * TIMEOUT_S)
+                for partition in future.result(2 * TIMEOUT_S).topic_partitions or ():
+                    if partition.error is not None:  # else retention would not wait for this reader (A9)
+                        raise KafkaException(partition.error)
 
     def remove(self, reader: str) -> None:
         """Nothing waits for this reader any more."""
@@ -129,8 +131,8 @@ class Hints:
         self._sent_at = time.monotonic()
         self._sending = [future for future in self._sending if not future.done()] + self._commit(due)
 
-    def _commit(self, hints: dict[str, Hint]) -> list[Future[object]]:
-        client, futures = self._client(), list[Future[object]]()
+    def _commit(self, hints: dict[str, Hint]) -> list[Future[ConsumerGroupTopicPartitions]]:
+        client, futures = self._client(), list[Future[ConsumerGroupTopicPartitions]]()
         for reader, hint in hints.items():
             of = TopicPartition(self._topic, 0, hint.offset, json.dumps(list(hint.mark)))
             asked = [ConsumerGroupTopicPartitions(group_of(self._pipeline, reader), [of])]

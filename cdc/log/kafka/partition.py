@@ -101,8 +101,15 @@ def send(producer: Producer, topic: str, key: bytes, value: bytes) -> int:
         reports.append((error, int(message.offset() or 0)))
 
     with translating(topic):
-        producer.produce(topic, value, key, partition=0, on_delivery=report)
-        producer.flush(TIMEOUT_S)
+        try:
+            producer.produce(topic, value, key, partition=0, on_delivery=report)
+            producer.flush(TIMEOUT_S)
+        except SystemError as raised:
+            # The binding calls our report while it raises a fatal error, and Python notices; sometimes the error is gone then.
+            if isinstance(raised.__cause__, KafkaException):
+                raise raised.__cause__ from None
+            if not reports or reports[0][0] is None:
+                raise Unavailable("CDC-KAFKA-101", "the producer failed for good", where=topic) from raised
         if not reports:
             raise Unavailable("CDC-KAFKA-101", f"nothing was acknowledged within {TIMEOUT_S:g} s", where=topic)
         ((error, offset),) = reports
