@@ -298,10 +298,8 @@ def paced(source: str, first: int) -> tuple[tuple[float, float], int]:
             if late_s < rows / PACED_ROWS * PACED_EVERY_S:
                 time.sleep(rows / PACED_ROWS * PACED_EVERY_S - late_s)
             low = first + rows
-            cursor.execute(
-                f"INSERT INTO bench SELECT {rig.ROW.format(i='i')} FROM generate_series(%s, %s) i",
-                (low, low + PACED_ROWS - 1),
-            )
+            ids = f"generate_series({low}, {low + PACED_ROWS - 1}) i"
+            cursor.execute(f"INSERT INTO bench SELECT {rig.ROW.format(i='i')} FROM {ids}")
             rows += PACED_ROWS
     return (began, time.time()), rows
 
