@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -249,6 +250,8 @@ def test_every_acknowledged_checkpoint_survives_kills(pipeline: Pipeline) -> Non
 def test_a_stopped_writer_that_wakes_up_writes_nothing(pipeline: Pipeline) -> None:
     with pipeline.process(WRITER) as zombie:
         started(zombie)
+        assert zombie.stdout is not None
+        zombie.stdout.readline()  # it has written, so that it gives way when it finds another's checkpoint
         time.sleep(random.random() * 0.3)
         zombie.send_signal(signal.SIGSTOP)
         log = pipeline.open()
@@ -613,11 +616,14 @@ def test_an_empty_topic_that_is_there_already_is_taken(pipeline: Pipeline, monke
     """An administrator's, or that of a capture which died before its first commit."""
     log = pipeline.writer()
 
-    def fails(_: Writer) -> None:
-        raise KeyboardInterrupt
+    flush, flushes = Writer._flush, count()
 
-    flush = Writer._flush
-    monkeypatch.setattr(Writer, "_flush", lambda writer: (flush(writer), fails(writer)))
+    def fails(writer: Writer) -> None:
+        flush(writer)
+        if next(flushes):  # the first is the topic's own record's
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Writer, "_flush", fails)
     with pytest.raises(KeyboardInterrupt):
         log.append({A: rows(0, 9)}, draft())
     monkeypatch.undo()

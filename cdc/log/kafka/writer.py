@@ -138,16 +138,16 @@ class Writer:
         self._check_sizes(batch)
         filled = {table: records for table, records in batch.items() if records.values}
         with self._changing(filled):
-            new = self._make_topics(filled, draft)
+            if new := self._make_topics(filled, draft):
+                self._tell_topics(new)
             self._producer.begin_transaction()
             sent = {table: self._send(self._topics[table], records) for table, records in filled.items()}
             self._flush()
             spans = {table: self._spans(self._topics[table], parts) for table, parts in sent.items()}
             due = draft.cut and self._story_bytes >= self._base_at
             checkpoint = self._chain.make(self._identity.id, batch, draft, self._fresh or due, spans)
-            if not (due and self._begin_base(checkpoint)):
-                for topic in new:
-                    self._tell(topic)
+            if due:
+                self._begin_base(checkpoint)
             said = self._tell(checkpoint)
             self._flush()
             self._commit(said)
@@ -183,7 +183,7 @@ class Writer:
 
     # --------------------------------------------------------------------------------------------------------- the records
     def _make_topics(self, batch: Batch, draft: Draft) -> list[Topic]:
-        """Make the topics of tables that are new. Nobody reads them before the transaction that names them."""
+        """Make the topics of tables that are new. Nobody reads them before the log names them."""
         keyless = {begun.table: begun.keyless for begun in draft.begun}
         new = {
             table: 1 if self._is_keyless(table, keyless) else self._settings.partitions
@@ -193,6 +193,14 @@ class Writer:
         made = self._made.make(new, self._topics.values()) if new else []
         self._topics = self._topics | {topic.table: topic for topic in made}
         return made
+
+    def _tell_topics(self, new: list[Topic]) -> None:
+        """In a transaction of their own, before there is anything in them: what half of the next one leaves there, were it committed
+        by a late end of this one, are orphans in topics that are known (A2), and not somebody else's records."""
+        self._producer.begin_transaction()
+        sent = [self._tell(topic) for topic in new]
+        self._flush()
+        self._commit(sent[-1])
 
     def _is_keyless(self, table: TableId, begun: Mapping[TableId, bool]) -> bool:
         known = self._chain.tables.get(table)
@@ -241,7 +249,7 @@ class Writer:
         return span
 
     # ----------------------------------------------------------------------------------------------------------- the story
-    def _begin_base(self, checkpoint: Checkpoint) -> bool:
+    def _begin_base(self, checkpoint: Checkpoint) -> None:
         """List all that is known before this cut, if the story since the last list is long enough for that."""
         states = self._chain.path(checkpoint)
         listed: list[Record] = [*self._topics.values(), *(State(table, state) for table, state in states.items())]
@@ -249,13 +257,12 @@ class Writer:
         size = sum(len(key) + len(value) for key, value in records)
         if self._story_bytes < BASE_FACTOR * size:
             self._base_at = BASE_FACTOR * size
-            return False
+            return
         first = [self._put(key, value) for key, value in records][:1]
         self._flush()
         # Without a table the list is empty, and the base is the cut itself: nothing but what was aborted stands before it.
         self._base = self._offset(first[0]) if first else self._next
         self._story_bytes, self._base_at = 0, self._base_bytes
-        return True
 
     def _tell(self, record: Record) -> _Sent:
         key, value = to_record(record)
