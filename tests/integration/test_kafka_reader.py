@@ -652,6 +652,16 @@ def test_a_survey_begins_where_retention_has_left_something(log: Written) -> Non
         assert [c for c, _ in log.available(marks[0])] == made[12:]
 
 
+def test_a_survey_is_not_misled_by_checkpoints_without_records(log: Written) -> None:
+    made = [log.append({A: rows(b"1")} if n % 3 == 1 else {}) for n in range(20)]
+    delete_records(log.kafka, log.topics[A].name, made[10].spans[A][0].end)
+    with KafkaSurveyor(log.settings, log.pipeline) as look:
+        assert [look.mark_before(n) for n in (0, 10, 12)] == [made[10].mark, made[10].mark, made[11].mark]
+    delete_records(log.kafka, log.topics[A].name, -1)  # the control record behind the last one, too
+    with KafkaSurveyor(log.settings, log.pipeline) as look:
+        assert look.mark_before(0) == made[19].mark
+
+
 # ------------------------------------------------------------------------------------------- schemas, signals and hints
 def test_schemas_are_kept(log: Written) -> None:
     with closing(Schemas(log.settings, log.pipeline)) as one, closing(Schemas(log.settings, log.pipeline)) as other:

@@ -5,7 +5,7 @@ The invariant: nothing here writes, so looking at a pipeline never disturbs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from confluent_kafka import TopicPartition
 
@@ -62,16 +62,7 @@ class KafkaSurveyor:
 
     def mark_before(self, number: int) -> Mark:
         """The mark to read from so that checkpoint `number`, or the earliest that is left, comes first."""
-        number, last = max(number, 0), self.last()
-        if last is not None and not self._is_left(self._checkpoint(number), everything):
-            begin, end = number + 1, last.number + 1
-            while begin < end:
-                middle = (begin + end) // 2
-                if self._is_left(self._checkpoint(middle), everything):
-                    end = middle
-                else:
-                    begin = middle + 1
-            number = end
+        number = max(number, self._first_left())
         if number == 0:
             return Mark(-1, self.log_id)
         before = self._checkpoint(number - 1)
@@ -90,8 +81,7 @@ class KafkaSurveyor:
 
     def backlog_bytes(self, after: int) -> int:
         """About the size of the records behind checkpoint `after`: their number, times what the newest of them have on average."""
-        place, found = self._place(), self._story.find(after)
-        before = self._story.at(found.checkpoint.mark).chain.ends if found else {}
+        place, before = self._place(), self._ends(after)
         behind: dict[tuple[str, int], tuple[int, int]] = {}
         for table, ends in place.chain.ends.items():
             begins = before.get(table, (0,) * len(ends))
@@ -104,16 +94,51 @@ class KafkaSurveyor:
         found = self._story.find(number)
         return found.checkpoint if found else None
 
-    def _is_left(self, checkpoint: Checkpoint | None, wanted: Callable[[TableId], bool]) -> bool:
-        """Whether retention has left all records of these tables in this checkpoint, or in one that is yet to come."""
+    def _first_left(self) -> int:
+        """The number of the first checkpoint from which on all records are left; 0 when nothing was deleted.
+
+        Not found by looking at single checkpoints: one that has no records is not gone, and later ones may be."""
+        chain, begins = self._place().chain, self._kept()
+        # Deleting ends behind a control record, too: no more is needed than there was.
+        needed = {
+            (table, partition): min(begins.get((self._topics[table], partition), 0), end)
+            for table, ends in chain.ends.items()
+            for partition, end in enumerate(ends)
+        }
+        needed = {place: offset for place, offset in needed.items() if offset}
+        if not needed or chain.last is None:
+            return 0
+        first, end = 0, chain.last.number + 1
+        while first < end:
+            middle = (first + end) // 2
+            ends = self._ends(middle - 1)
+            if all(table in ends and ends[table][at] >= offset for (table, at), offset in needed.items()):
+                end = middle
+            else:
+                first = middle + 1
+        return first
+
+    def _ends(self, number: int) -> Mapping[TableId, tuple[int, ...]]:
+        """Where partitions ended as of a checkpoint."""
+        found = self._story.find(number) if number >= 0 else None
+        return self._story.at(found.checkpoint.mark).chain.ends if found else {}
+
+    def _kept(self) -> dict[tuple[str, int], int]:
+        """The first offset of each partition, asked once."""
         if self._begins is None:
-            places = [(topic.name, i) for topic in self._place().topics.values() for i in range(topic.partitions)]
+            place = self._place()
+            places = [(topic.name, i) for topic in place.topics.values() for i in range(topic.partitions)]
             with translating(self._pipeline):
                 found = begins_of_log(admin(self._settings), [TopicPartition(*place) for place in places])
             self._begins = dict(zip(places, found, strict=True))
-            self._topics = {table: topic.name for table, topic in self._place().topics.items()}
-        return checkpoint is None or all(
-            span.begin >= self._begins.get((self._topics[table], partition), 0)
+            self._topics = {table: topic.name for table, topic in place.topics.items()}
+        return self._begins
+
+    def _is_left(self, checkpoint: Checkpoint, wanted: Callable[[TableId], bool]) -> bool:
+        """Whether retention has left all records of these tables in this checkpoint."""
+        begins = self._kept()
+        return all(
+            span.begin >= begins.get((self._topics[table], partition), 0)
             for table, spans in checkpoint.spans.items()
             if wanted(table)
             for partition, span in enumerate(spans)
