@@ -146,7 +146,8 @@ ENTRIES: dict[str, Entry] = {
     "CDC-LOG-401": Entry(
         "a record is too large",
         "One row, with its old and new image, is larger than the log takes.",
-        "Leave its largest columns out of the pipeline, or raise the log's record limit.",
+        "Leave its largest columns out of the pipeline, or raise the log's record limit: in Kafka `record_bytes_max`, and then the "
+        "topics' `max.message.bytes`, with the commands that the next start names.",
     ),
     "CDC-LOG-402": Entry(
         "unknown schema id",

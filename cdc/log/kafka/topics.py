@@ -277,6 +277,7 @@ class Topics:
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
         if not resources:
             return
+        wrong, commands = dict[str, str](), list[str]()
         for resource, future in self.client.describe_configs(resources, request_timeout=TIMEOUT_S).items():
             try:
                 entries = future.result(2 * TIMEOUT_S)
@@ -286,14 +287,16 @@ class Topics:
                 _log.warning("may not look at a topic's settings", topic=resource.name)
                 continue
             found = {name: entry.value for name, entry in entries.items()}
-            if wrong := _endangering(_wanted(self._settings), found):
-                detail = ", ".join(f"{name} is {found.get(name)}" for name in wrong)
-                change = ",".join(f"{name}={value}" for name, value in wrong.items())
-                remedy = (
+            if change := _endangering(_wanted(self._settings), found):
+                wrong[resource.name] = ", ".join(f"{name} is {found.get(name)}" for name in change)
+                commands.append(
                     f"kafka-configs.sh --bootstrap-server {self._settings.bootstrap} --alter --entity-type topics "
-                    f"--entity-name {resource.name} --add-config {change}"
+                    f"--entity-name {resource.name} --add-config {','.join(f'{name}={v}' for name, v in change.items())}"
                 )
-                raise CdcError("CDC-KAFKA-204", detail, where=resource.name, remedy=remedy)
+        if wrong:
+            (where, detail), *others = wrong.items()
+            detail += f"; {len(others)} more topics are not as they should be" if others else ""
+            raise CdcError("CDC-KAFKA-204", detail, where=where, remedy="\n".join(commands))
 
 
 def _canonical(name: str) -> str:
