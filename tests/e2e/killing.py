@@ -38,9 +38,12 @@ def seeded() -> int:
 
 
 class Killing:
-    """A pipeline between two databases. `log` is the pipeline file's, by default a folder. Close it."""
+    """A pipeline between two databases. `log` is the pipeline file's, by default a folder; `load` is how much the workload does.
+    Close it."""
 
-    def __init__(self, source: Database, target: Database, folder: Path, seed: int, log: Any = None) -> None:
+    def __init__(
+        self, source: Database, target: Database, folder: Path, seed: int, log: Any = None, **load: Any
+    ) -> None:
         self.source, self.target, self.seed = source, target, seed
         self.rng, self.hits, self.kills = random.Random(seed), Counter[str](), 0
         source.execute(SCHEMA + IDENTITY + ROWS)
@@ -52,7 +55,7 @@ class Killing:
                 target.execute(statement)
         self.pairs = [(name, f"public.{name}") for name in TABLES]
         self.pipeline = self._pipeline("kills", load={"rows_max": 700})
-        self.workload = Workload(source.url, seed)
+        self.workload = Workload(source.url, seed, **load)
         self.bank = BankWatch(target.admin_url, "public.bank")
 
     def close(self) -> None:

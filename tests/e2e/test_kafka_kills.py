@@ -25,7 +25,8 @@ from tests.verification import FULL, record
 if TYPE_CHECKING:
     from tests.servers.kafka import Kafka
 
-KILL_S = 35.0
+KILL_S = 25.0
+LOAD = {"writers": 3, "pause_s": 0.01, "bulk_rows": 1_000}  # every record is decoded at the end, slowly
 FREEZES_S = (0.5, 2.0, 5.0)  # the tests' brokers are given up after 2 s
 OUTLIVED_S = 33.0  # a transaction's longest time, and the broker's look at it
 
@@ -72,7 +73,7 @@ def test_nothing_is_lost_doubled_or_torn_through_kills_of_processes_and_brokers(
 ) -> None:
     kafka = private_kafka()
     log = {"url": f"kafka://{kafka.bootstrap}"}
-    with closing(Killing(database, target, tmp_path, seeded(), log)) as killing:
+    with closing(Killing(database, target, tmp_path, seeded(), log, **LOAD)) as killing:
         broker = Broker(kafka, killing)
         figures = killing.run(KILL_S, broker.disturb)
         print(f"broker {dict(broker.done)}")
