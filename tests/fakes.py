@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cdc.avro import canonical, schema_hash
 from cdc.errors import CdcError, Superseded
-from cdc.log import Checkpoint, Draft, Intent, Json, LogState, Mark, Signal
+from cdc.log import Checkpoint, Draft, Intent, Json, LogState, Mark, Signal, Survey, Surveyor
 from cdc.log.checkpoint import Chain, random_id
 from cdc.records import Batch, Records
 from cdc.table import TableId
@@ -31,6 +32,32 @@ class Storage:
     subjects: dict[str, list[int]] = field(default_factory=dict)
     signals: list[Signal] = field(default_factory=list)
     hints: dict[str, Mark] = field(default_factory=dict)
+
+
+class MemorySurveyor:
+    """A look at a `Storage`, as far as a sink that joins needs one."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage, self.log_id = storage, storage.chain.log_id
+
+    def last(self) -> Checkpoint | None:
+        return self._storage.chain.last
+
+    def survey(self) -> Survey:
+        return Survey(self._storage.chain.last, dict(self._storage.chain.tables), {})
+
+    def mark_before(self, number: int) -> Mark:
+        before = self._storage.items.get(max(number, self._storage.first) - 1)
+        return before[0].mark if before else Mark(-1, self.log_id)
+
+    def written_ms(self, number: int) -> int | None:
+        raise NotImplementedError
+
+    def mark_before_events(self, count: int, wanted: Callable[[TableId], bool]) -> Mark:
+        raise NotImplementedError
+
+    def backlog_bytes(self, after: int) -> int:
+        raise NotImplementedError
 
 
 class MemoryLog:
@@ -122,6 +149,10 @@ class MemoryLog:
         if schema_id not in self.storage.schemas:
             raise CdcError("CDC-LOG-402", f"schema {schema_id}")
         return self.storage.schemas[schema_id][1]
+
+    @contextmanager
+    def look(self) -> Iterator[Surveyor]:
+        yield MemorySurveyor(self.storage)
 
     def signal(self, kind: str, details: Json) -> int:
         self.storage.signals.append(Signal(len(self.storage.signals) + 1, kind, details))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ from cdc.source import Chunk
 from sinks.postgres import sink as sinks
 from sinks.postgres.bookkeeping import Bookkeeping, TableRow
 from sinks.postgres.sink import PostgresSink
-from sinks.sink import Bookmark
+from sinks.sink import Bookmark, Start
 from tests import servers
 from tests.conftest import provided
 from tests.events import Feed
@@ -70,11 +71,11 @@ def world(crashable: Crashable, tmp_path: Path) -> Iterator[Fragile]:
 def _compared_at_the_end(patch: pytest.MonkeyPatch) -> None:
     claim, begin = Bookkeeping.claim, PostgresSink.begin
 
-    def claimed(books: Bookkeeping, log_id: str, owner: str, application_name: str, claimed: bool) -> Bookmark:
+    def claimed(books: Bookkeeping, *claims: Any) -> tuple[Bookmark, Start | None]:
         if (bookmark := books.bookmark()) is None:
-            return claim(books, log_id, owner, application_name, claimed)
+            return claim(books, *claims)
         books._session.execute("BEGIN")
-        return bookmark
+        return bookmark, None
 
     def lock(books: Bookkeeping, _bookmark: Bookmark, _mark: Mark, _owner: str) -> list[TableRow]:
         books._session.execute("BEGIN")
