@@ -393,7 +393,7 @@ def test_a_broker_that_stands_still_for_a_while_is_waited_for(private_kafka: Cal
         broker.suspend()
         threading.Timer(2.5, broker.resume).start()
         log.append({A: rows(10, 10)}, draft())
-        assert read_all(log)[1] == list(range(20))
+        assert waited_for(lambda: read_all(log))[1] == list(range(20))
 
 
 def test_brokers_that_cannot_be_reached_or_used() -> None:
