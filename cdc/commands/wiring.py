@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from cdc.commands.logs import open_log as open_log
 from cdc.config import Config, ServerConfig
 from cdc.config_values import Address
 from cdc.errors import CdcError

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cdc import failpoints
-from cdc.commands import wiring
+from cdc.commands import logs
 from cdc.config import load
 from tests.e2e.pipeline import Pipeline, until
 from tests.e2e.workload import IDENTITY, ROWS, SCHEMA, TABLES, BankWatch, Workload, differences, rows_of
@@ -163,7 +163,7 @@ def settled(pipeline: Pipeline, source: Database, target: Database, pairs: list[
 
     def at_rest() -> bool:
         """Every request was taken, nothing loads, and the sink has it all. `live` alone says what the log has."""
-        with closing(wiring.open_log(load(pipeline.file))) as log:
+        with closing(logs.open_log(load(pipeline.file))) as log:
             last, asked = log.last_checkpoint(), len(log.signals(0))
         assert last is not None
         [sink] = pipeline.status()["result"]["sinks"]

@@ -1,22 +1,28 @@
-"""Several sinks on one pipeline: each with its own tables, names and pace; one joins later, and one that fails holds nobody back."""
+"""Several sinks on one pipeline, over both logs: each with its own tables, names and pace; one joins later, and none that is slow,
+stopped or failing holds back the capture or another."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from secrets import token_hex
+from typing import Any
 
 import pytest
 
-from cdc.commands import wiring
+from cdc.commands import logs
+from cdc.commands.capture import RETAIN_EVERY_S
 from cdc.config import load
 from cdc.log import Mark
 from tests.e2e.pipeline import Pipeline, until
 from tests.e2e.workload import IDENTITY, ROWS, SCHEMA, TABLES, Workload, differences
-from tests.servers import Database, execute
+from tests.servers import Database, Server, execute
 
 SOME = ("bank", "documents", "seats", "keyless")
 
@@ -26,8 +32,24 @@ def databases(make_database: Callable[[], Database]) -> list[Database]:
     return [make_database() for _ in range(3)]
 
 
+@pytest.fixture(params=["embedded", "kafka"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """The pipeline file's `log`."""
+    if request.param == "embedded":
+        return {"path": str(tmp_path / "fan.log"), "segment_bytes": 1 << 20}
+    return {"url": f"kafka://{request.getfixturevalue('kafka').bootstrap}"}
+
+
 @pytest.fixture
-def pipeline(database: Database, databases: list[Database], tmp_path: Path) -> Iterator[Pipeline]:
+def name() -> str:
+    """The pipeline's: two of them may not share a broker."""
+    return f"fan-{token_hex(4)}"
+
+
+@pytest.fixture
+def pipeline(
+    database: Database, databases: list[Database], tmp_path: Path, log: dict[str, Any], name: str
+) -> Iterator[Pipeline]:
     database.execute(SCHEMA + IDENTITY + ROWS)
     first, second, _ = databases
     sinks = {
@@ -39,22 +61,26 @@ def pipeline(database: Database, databases: list[Database], tmp_path: Path) -> I
         },
     }
     source = {"url": database.grant_source(), "heartbeat_s": 0.3}
-    made = Pipeline(tmp_path, "fan", source, sinks, load={"rows_max": 700})
+    made = Pipeline(tmp_path, name, source, sinks, log, load={"rows_max": 700})
     yield made
     made.close()
 
 
 def add(pipeline: Pipeline, name: str, sink: object) -> None:
     """Into the file; nothing is restarted."""
+    edit(pipeline, lambda config: config["sinks"].update({name: sink}))
+
+
+def edit(pipeline: Pipeline, change: Callable[[dict[str, Any]], object]) -> None:
     config = json.loads(pipeline.file.read_text(encoding="utf-8"))
-    config["sinks"][name] = sink
+    change(config)
     pipeline.file.write_text(json.dumps(config), encoding="utf-8")
 
 
 def begun(pipeline: Pipeline) -> tuple[int, int]:
     """Loads that have begun in the log, and requests to the source."""
     with (
-        closing(wiring.open_log(load(pipeline.file))) as log,
+        closing(logs.open_log(load(pipeline.file))) as log,
         closing(log.read(Mark(-1, log.id), lambda _: False, 0)) as items,
     ):
         loads = 0
@@ -135,3 +161,96 @@ def test_a_sink_that_fails_or_sleeps_holds_nobody_back(
     until(lambda: execute(third.admin_url, "SELECT 1 FROM bank WHERE id = -1"), 60, "the third", alive=pipeline.alive)
     for target, name in ((first, "bank"), (second, arrived_second), (third, "bank")):
         assert not differences(database.admin_url, target.admin_url, [("bank", name)])
+
+
+@pytest.mark.timeout(200)
+def test_a_sink_is_slow_another_stopped_and_a_third_ones_target_away(
+    database: Database,
+    databases: list[Database],
+    private_postgres: Callable[..., Server],
+    tmp_path: Path,
+    log: dict[str, Any],
+    name: str,
+) -> None:
+    """Each round reaches the healthy sink and the capture, before any of the others has it; at the end all are equal."""
+    database.execute(SCHEMA + IDENTITY + ROWS)
+    healthy, stopped, slow = databases
+    server = private_postgres()
+    process = server.process
+    assert process is not None
+    with server.database() as away:
+        targets = {"healthy": healthy, "stopped": stopped, "slow": slow, "away": away}
+        sinks = {
+            role: {"url": target.grant_sink(), "rename": {"public[.](.*)": f"{role}.\\1"}}
+            for role, target in targets.items()
+        }
+        source = {"url": database.grant_source(), "heartbeat_s": 0.3}
+        with closing(Pipeline(tmp_path, name, source, sinks, log)) as pipeline:
+            pipeline.start_all()
+            until(lambda: all(live(target) for target in targets.values()), 90, "all live", alive=pipeline.alive)
+
+            def has(role: str, number: int) -> bool:
+                return bool(execute(targets[role].admin_url, f"SELECT 1 FROM {role}.bank WHERE id = {number}"))
+
+            execute(slow.admin_url, SLOWS)
+            pipeline.processes["stopped"].send_signal(signal.SIGSTOP)
+            process.stop()
+            for number in range(-1, -4, -1):
+                database.execute(f"UPDATE bank SET balance = balance + 1; INSERT INTO bank VALUES ({number}, 0)")
+                until(lambda number=number: has("healthy", number), 60, "the healthy one goes on", alive=pipeline.alive)
+                (end,) = database.execute("SELECT pg_current_wal_lsn()::text")
+                until(lambda end=end: confirmed(database, end[0]), 60, "the capture goes on", alive=pipeline.alive)
+                assert not has("stopped", number)
+            assert not has("slow", -3)
+            pipeline.processes["stopped"].send_signal(signal.SIGCONT)
+            process.start()
+            execute(slow.admin_url, "DROP TRIGGER slows ON slow.bank")
+            database.execute("INSERT INTO bank VALUES (-4, 0)")
+            for role in targets:
+                until(lambda role=role: has(role, -4), 60, role, alive=pipeline.alive)
+            for role, target in targets.items():
+                pairs = [(table, f"{role}.{table}") for table in TABLES]
+                assert not differences(database.admin_url, target.admin_url, pairs), role
+
+
+SLOWS = """CREATE FUNCTION slows() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.05); RETURN NEW; END';
+CREATE TRIGGER slows BEFORE INSERT OR UPDATE ON slow.bank FOR EACH ROW EXECUTE FUNCTION slows()"""
+
+
+def confirmed(database: Database, end: str) -> bool:
+    """The capture has this in the log, and has told the source so."""
+    sql = "SELECT bool_and(confirmed_flush_lsn >= %s::pg_lsn) FROM pg_replication_slots WHERE database = current_database()"
+    return execute(database.admin_url, sql, [end]) == [(True,)]
+
+
+@pytest.mark.timeout(200)
+def test_a_log_that_keeps_what_is_not_applied(
+    pipeline: Pipeline, database: Database, databases: list[Database]
+) -> None:
+    """A sink of the file that was not started yet finds all in the log. One that is added later asks for the tables that are gone."""
+    first, second, third = databases
+    edit(pipeline, lambda config: config["log"].update({"retention": "applied"}))
+    pipeline.start("capture")
+    pipeline.start("first")
+    until(lambda: live(first), 90, "the first live", alive=pipeline.alive)
+    database.execute("INSERT INTO bulk SELECT i, repeat('x', 1000) FROM generate_series(100000, 103000) i")
+    with closing(logs.open_log(load(pipeline.file))) as looked:
+        time.sleep(RETAIN_EVERY_S + 3)
+        before = begun(pipeline)
+        assert before[0] == len(TABLES)
+        pipeline.start("second")
+        until(lambda: live(second), 60, "the second live", alive=pipeline.alive)
+        assert begun(pipeline) == before
+
+        def removed() -> bool:
+            with looked.look() as surveyor:
+                return surveyor.mark_before(0).number > 0
+
+        database.execute("INSERT INTO bulk SELECT i, repeat('x', 1000) FROM generate_series(104000, 107000) i")
+        until(removed, 60, "what all have applied is gone", alive=pipeline.alive)
+    add(pipeline, "third", {"url": third.grant_sink(), "tables": ["public.bank", "public.keyless"]})
+    pipeline.start("third")
+    until(lambda: live(third), 60, "the third live", alive=pipeline.alive)
+    arrived(database, [(first, "bank"), (second, 'copies."The ""bank"""'), (third, "bank")])
+    assert not differences(database.admin_url, first.admin_url, [(table, f"public.{table}") for table in TABLES])
+    assert not differences(database.admin_url, third.admin_url, [("bank", "bank"), ("keyless", "keyless")])
