@@ -42,15 +42,22 @@ def second(make_database: Callable[[], Database]) -> Database:
     return make_database()
 
 
+@pytest.fixture(params=["embedded", "kafka"])
+def log(request: pytest.FixtureRequest) -> Any:
+    """The pipeline file's `log`; the embedded one where the file says nothing."""
+    return {"url": f"kafka://{request.getfixturevalue('kafka').bootstrap}"} if request.param == "kafka" else None
+
+
 @pytest.fixture
-def pipeline(database: Database, target: Database, second: Database, tmp_path: Path) -> Iterator[Pipeline]:
+def pipeline(database: Database, target: Database, second: Database, tmp_path: Path, log: Any) -> Iterator[Pipeline]:
     database.execute(SCHEMA + IDENTITY + ROWS)
     sinks = {
         "main": {"url": target.grant_sink(), "rename": {"public[.](.*)": f'{PREFIX}\\1"""'}},
         "second": second.grant_sink(),
     }
     source = {"url": database.grant_source(), "heartbeat_s": 0.3}
-    made = Pipeline(tmp_path, "again", source, sinks, tables=["public.*"], load={"rows_max": 2000})
+    name = f"again-{database.unique}"  # of its own on the broker
+    made = Pipeline(tmp_path, name, source, sinks, log, tables=["public.*"], load={"rows_max": 2000})
     yield made
     made.close()
 
