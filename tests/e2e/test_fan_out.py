@@ -204,7 +204,7 @@ def test_a_sink_is_slow_another_stopped_and_a_third_ones_target_away(
             assert not has("slow", -3)
             pipeline.processes["stopped"].send_signal(signal.SIGCONT)
             process.start()
-            execute(slow.admin_url, "DROP TRIGGER slows ON slow.bank")
+            execute(slow.admin_url, "UPDATE pace SET s = 0")
             database.execute("INSERT INTO bank VALUES (-4, 0)")
             for role in targets:
                 until(lambda role=role: has(role, -4), 60, role, alive=pipeline.alive)
@@ -213,7 +213,8 @@ def test_a_sink_is_slow_another_stopped_and_a_third_ones_target_away(
                 assert not differences(database.admin_url, target.admin_url, pairs), role
 
 
-SLOWS = """CREATE FUNCTION slows() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.05); RETURN NEW; END';
+SLOWS = """CREATE TABLE pace (s float8); INSERT INTO pace VALUES (0.5); GRANT SELECT ON pace TO public;
+CREATE FUNCTION slows() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep((SELECT s FROM public.pace)); RETURN NEW; END';
 CREATE TRIGGER slows BEFORE INSERT OR UPDATE ON slow.bank FOR EACH ROW EXECUTE FUNCTION slows()"""
 
 
