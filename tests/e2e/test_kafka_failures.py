@@ -95,7 +95,7 @@ def delete_records(kafka: Kafka, topic: str) -> None:
 
 def begin_anew(scene: Scene, kafka: Kafka, remedy: str) -> None:
     """What most of these remedies end with."""
-    assert "begin a new log" in remedy
+    assert "begin a new log" in remedy.lower()
     scene.pipeline.close()
     scene.follow(remedy)
     if "delete the pipeline's topics" in remedy:
@@ -217,6 +217,11 @@ def test_a_deleted_topic(scene: Scene, kafka: Kafka, topic: str, running: bool) 
         return scene.pipeline.processes[role].poll() is not None
 
     for role in ("capture", "main"):
+        if role == "main" and topic == CHECKPOINTS and not running:
+            assert scene.said(
+                "main", "CDC-RUN-304"
+            )  # there is no log: it waits for a capture to begin one, and the capture refuses
+            continue
         until(partial(ended, role), PATIENCE_S, f"the end of {role}")
         assert scene.last_error(role)[0] in (MISSING, REMADE, TRUNCATED), scene.pipeline.tail(role)
     begin_anew(scene, kafka, scene.last_error("capture")[1])
@@ -416,11 +421,7 @@ def test_two_captures_that_start_at_once(scene: Scene, kafka: Kafka) -> None:
         scene.arrives(PATIENCE_S, alive=False)
         scene.pipeline.processes["main"].send_signal(15)
         for pipeline in (scene.pipeline, second):
-            process = pipeline.processes["capture"]
-            if process.poll() is None:
-                assert pipeline.terminate("capture") == 0
-            else:
-                assert "CDC-LOG-202" in pipeline.tail("capture")
+            assert pipeline.terminate("capture") == 0 or "CDC-LOG-202" in pipeline.tail("capture")
         assert prove(kafka, "bad").orphans == 0
     finally:
         second.close()
