@@ -61,8 +61,8 @@ class JdbcSinks:
             self.connect.check(name)
 
     def close(self) -> None:
-        for name in self.names:
-            self.connect.delete(name)
+        while self.names:
+            self.connect.delete(self.names.pop())
 
 
 def address(pipeline: Pipeline, role: str = "capture") -> str:
