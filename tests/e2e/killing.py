@@ -27,7 +27,7 @@ KILLS, HITS = (200, 5) if FULL else (0, 1)
 # Only these arise by themselves; those of a load need one to run, which a reload asks for.
 LOADS = ("capture.chunk_read", "capture.marked")
 
-Disturb = Callable[[random.Random], None]
+Disturb = Callable[[random.Random], bool]
 
 
 def seeded() -> int:
@@ -61,9 +61,9 @@ class Killing:
     def close(self) -> None:
         self.pipeline.close()
 
-    def run(self, kill_s: float, disturb: Disturb = lambda _rng: None) -> dict[str, object]:
-        """All of it: at least `kill_s` of random kills, and in a full run KILLS. `disturb` is called between two of them. The
-        figures; asserts that nothing is lost, doubled or torn."""
+    def run(self, kill_s: float, disturb: Disturb = lambda _rng: False) -> dict[str, object]:
+        """All of it: at least `kill_s` of random kills, and in a full run KILLS. `disturb` is called between two of them, and says
+        whether it has to be called again. The figures; asserts that nothing is lost, doubled or torn."""
         pipeline = self.pipeline
         with self.workload.running(), self.bank:
             self._kill_at_intents()
@@ -108,13 +108,13 @@ class Killing:
 
     def _kill_at_random(self, kill_s: float, disturb: Disturb) -> None:
         pipeline, rng = self.pipeline, self.rng
-        until_s = time.monotonic() + kill_s
-        while time.monotonic() < until_s or self.kills < KILLS:
+        until_s, disturbing = time.monotonic() + kill_s, False
+        while time.monotonic() < until_s or self.kills < KILLS or disturbing:
             time.sleep(rng.choice((0.1, 0.5, 1.0, 1.5, 2.5)))
             if rng.random() < 0.2:
                 pipeline.reload(*(f"public.{table}" for table in rng.sample(TABLES, 2)))
             self.kill()
-            disturb(rng)
+            disturbing = disturb(rng)
 
     def kill(self) -> None:
         """One or both of the processes, at once started again."""
