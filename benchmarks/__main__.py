@@ -4,14 +4,14 @@
 
 The cells over Kafka need Java 17 and Maven; without them they are skipped, and say so.
 Exit code 1 when a goal is missed. `--json` prints one line for each figure. `--full` adds transactions and loads of a million rows.
-Single parts: `python -m benchmarks.codec`, `benchmarks.embedded_log`, `benchmarks.sink_merge`, `benchmarks.stages`.
+Single parts: `python -m benchmarks.codec`, `benchmarks.embedded_log`, `benchmarks.kafka_log`,
+`benchmarks.sink_merge`, `benchmarks.stages`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 import tempfile
@@ -35,7 +35,6 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="a million rows where size is the question")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each figure")
     args = parser.parse_args()
-    logging.getLogger("kafka").setLevel(logging.ERROR)  # consumers are told settings of producers, and say so
     missed, busy = 0, os.getloadavg()[0]
     if busy > BUSY:
         # Ours is two processes at a time, most limits are one: on a busy machine the ratios are those of the scheduler.
