@@ -218,9 +218,8 @@ def test_a_deleted_topic(scene: Scene, kafka: Kafka, topic: str, running: bool) 
 
     for role in ("capture", "main"):
         if role == "main" and topic == CHECKPOINTS and not running:
-            assert scene.said(
-                "main", "CDC-RUN-304"
-            )  # there is no log: it waits for a capture to begin one, and the capture refuses
+            # There is no log: the sink waits for a capture to begin one, and the capture refuses.
+            until(partial(scene.said, "main", "CDC-RUN-304"), PATIENCE_S, "the sink waits for the log")
             continue
         until(partial(ended, role), PATIENCE_S, f"the end of {role}")
         assert scene.last_error(role)[0] in (MISSING, REMADE, TRUNCATED), scene.pipeline.tail(role)
