@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from benchmarks.rig import TABLE, insert, run
 from tests.e2e.pipeline import until
@@ -50,6 +50,7 @@ SINK = {
     "consumer.override.auto.offset.reset": "earliest",
     "consumer.override.max.poll.records": "5000",
 }
+WARM_TRANSACTIONS = 1_000
 
 
 class Debezium:
@@ -62,6 +63,7 @@ class Debezium:
             self._registry = stack.enter_context(SchemaRegistry())
             worker = Connect(self.kafka, properties=WORKER, heap_max_mb=2048, jvm=("-Xms1g",))
             self._connect = stack.enter_context(worker)
+            warm(self.kafka)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -135,6 +137,20 @@ class Debezium:
         """Raise if the source of this name, or the sinks of these tables, have failed."""
         for part in tables or ("source",):
             self._connect.check(f"{name}-{part}")
+
+
+def warm(kafka: Kafka) -> None:
+    """Let the broker compile what transactions need. It is a JVM, too, and a backlog has too few of them for that."""
+    for name in ("warm.rows", "warm.ends"):
+        kafka.make_topic(name)
+    producer = Producer({**kafka.client(), "transactional.id": "benchmarks", "compression.type": "lz4"})
+    producer.init_transactions(30)
+    for _ in range(WARM_TRANSACTIONS):
+        producer.begin_transaction()
+        for name in ("warm.rows", "warm.ends"):
+            producer.produce(name, b"warm")
+            producer.flush()
+        producer.commit_transaction(30)
 
 
 def topic(name: str) -> str:
