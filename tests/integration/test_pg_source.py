@@ -58,7 +58,7 @@ def test_resumes_at_any_row(database: Database, monkeypatch: pytest.MonkeyPatch)
     whole = Capture(capture.url, capture.registry, tables=["public.a", "public.b"])
     whole.at, whole.cut, whole.filter = capture.at, capture.cut, capture.filter
     capture.source.close()
-    monkeypatch.setattr(reader, "BYTES_MAX", 8 << 20)
+    monkeypatch.setattr(reader, "BYTES_MAX", 16 << 20)
     whole.open().until_mark()
     whole.source.close()
     monkeypatch.setattr(reader, "BYTES_MAX", 1)
