@@ -9,7 +9,7 @@ from typing import Any
 from tests.e2e.pipeline import until
 from tests.e2e.scene import Make, Scene
 
-ROUNDS, ROWS = 40, 500  # of about 900 bytes: many runs
+ROUNDS, ROWS, BYTES = 40, 25, 100_000  # 100 MB: more runs than kills
 KILLS = 4
 
 
@@ -23,7 +23,7 @@ def test_killed_inside_a_transaction_of_rows_and_messages(make: Make) -> None:
     scene.source.execute(
         f"""DO $$ BEGIN FOR r IN 1..{ROUNDS} LOOP
               PERFORM pg_logical_emit_message(true, 'outbox', r::text);
-              INSERT INTO t SELECT r * 1000 + i, repeat('x', 900) FROM generate_series(1, {ROWS}) i;
+              INSERT INTO t SELECT r * 1000 + i, repeat('x', {BYTES}) FROM generate_series(1, {ROWS}) i;
               PERFORM pg_logical_emit_message(true, 'other', r::text);
             END LOOP; END $$"""
     )

@@ -173,7 +173,8 @@ class Moment:
                 except psycopg2.errors.DeadlockDetected:
                     connection.rollback()
                     assert attempt < 19
-            cursor.execute("SELECT pg_current_wal_lsn(), clock_timestamp()")
+            # Where the next record will begin, and not how far records are written: some commits here do not wait for that.
+            cursor.execute("SELECT pg_current_wal_insert_lsn(), clock_timestamp()")
             [(self.lsn, at)] = cursor.fetchall()
             self.time = at.astimezone(UTC).isoformat()
             self.content = {name: Counter(rows_of(database.admin_url, name)) for name in PAST}

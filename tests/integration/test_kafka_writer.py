@@ -358,8 +358,8 @@ for _ in range(40):
 def test_a_broker_that_is_killed_and_frozen_loses_nothing(private_kafka: Callable[..., Kafka]) -> None:
     broker = private_kafka()
     with closing(Pipeline(broker, transaction_timeout_s=5.0)) as pipeline:
-        log, at, known = pipeline.writer(), 0, -1
-        failures = 0
+        log = pipeline.writer()
+        at, known, failures = 200, log.append({A: rows(0, 200)}, draft(200)).number, 0
         for fault in (broker.kill, broker.kill, broker.suspend):
             timer = threading.Timer(random.uniform(0.1, 0.4), fault)
             timer.start()

@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cdc.avro import INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, avro_name, decimal_bytes, decode_datum
@@ -188,11 +188,16 @@ def test_dates_continue_the_proleptic_calendar_in_both_directions(days: int) -> 
         assert (same_day - date(1970, 1, 1)).days == days + 146_097 * cycles
 
 
+def digits(shown: str) -> int:
+    return len(shown.partition("e")[0].replace(".", "").strip("-0"))
+
+
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+@example(123456792.0)  # 1.2345679e+08, as the server has it too: fewer digits, but longer
 def test_a_single_is_shown_with_the_fewest_digits(value: float) -> None:
     shown = text.single(value)
     assert struct.pack("<f", float(shown)) == struct.pack("<f", value) or float(shown) == value == 0
-    assert len(shown) <= len(f"{value:.9g}")
+    assert digits(shown) <= digits(f"{value:.9g}")
 
 
 def test_infinite_and_special_numbers_have_postgres_words() -> None:
