@@ -14,10 +14,12 @@ sink must know first: bytes 5–8 of a value are `op`, `unchanged` and `moved` (
 | moved | a key change is a `d` and a `c` in one batch. On the `d`: the new key; on the `c`: the old key. Key bodies, else null |
 | before, after | the row, null where there is none. `before` holds what the source sent: the whole row or the key alone |
 | source, transaction, ts_ms, ts_us, ts_ns | as Debezium's; `source.epoch` is ours; `source.sequence` is capture's counter, as text |
+| shapes | of tables with arrays, and last: null, or the shapes of the event's arrays that are not plain (see `array_shapes`) |
 
 Forms of values that Avro or Kafka Connect have no form for:
 decimal NaN is an empty byte string; numeric NaN, Infinity, -Infinity are an empty value with scale 0, 1, -1;
 infinite dates and timestamps are the largest and smallest int or long; an infinite timestamptz is `infinity` or `-infinity`;
+an array of several dimensions is the list of its elements, and its shape stands in `shapes`; an infinite interval is its text;
 a timestamp_us from 294247-01-10T04:00:54.775807 on, which no long holds, is 2^64 - 2 less (before any date that a source has).
 """
 
@@ -34,7 +36,8 @@ from typing import Any, NamedTuple
 import fastavro
 
 import schemas
-from cdc.table import Column, LogicalType, TableId, TableSchema
+from cdc.avro_types import described, form_of, logical_of
+from cdc.table import Column, TableId, TableSchema
 
 Json = Any
 Schema = dict[str, Any]
@@ -128,79 +131,9 @@ def avro_name(name: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------- schemas
-def _connect(avro_type: str, name: str, **more: Json) -> Schema:
-    return {"type": avro_type, "connect.version": 1, "connect.name": name, **more}
-
-
-_FORMS: dict[str, Json] = {
-    "boolean": "boolean",
-    "int16": {"type": "int", "connect.type": "int16"},
-    "int32": "int",
-    "int64": "long",
-    "float32": "float",
-    "float64": "double",
-    "text": "string",
-    "other": "string",
-    "bytes": "bytes",
-    "date": _connect("int", "io.debezium.time.Date"),
-    "time_ms": _connect("int", "io.debezium.time.Time"),
-    "time_us": _connect("long", "io.debezium.time.MicroTime", logicalType="time-micros"),
-    "timestamp_ms": _connect("long", "io.debezium.time.Timestamp"),
-    "timestamp_us": _connect("long", "io.debezium.time.MicroTimestamp", logicalType="timestamp-micros"),
-    "timestamptz": _connect("string", "io.debezium.time.ZonedTimestamp"),
-    "uuid": _connect("string", "io.debezium.data.Uuid", logicalType="uuid"),
-    "json": _connect("string", "io.debezium.data.Json"),
-}
-
-
-def _form(logical: LogicalType) -> Json:
-    """The Avro form of one logical type (docs/reference/types.md is made from this)."""
-    if logical.kind == "decimal":
-        return {
-            "type": "bytes",
-            "scale": logical.scale,
-            "precision": logical.precision,
-            "connect.version": 1,
-            "connect.parameters": {
-                "scale": str(logical.scale),
-                "connect.decimal.precision": str(logical.precision),
-            },
-            "connect.name": "org.apache.kafka.connect.data.Decimal",
-            "logicalType": "decimal",
-        }
-    if logical.kind == "numeric":
-        return {
-            "type": "record",
-            "name": "VariableScaleDecimal",
-            "namespace": "io.debezium.data",
-            "fields": [{"name": "scale", "type": "int"}, {"name": "value", "type": "bytes"}],
-            "connect.doc": "Variable scaled decimal",
-            "connect.version": 1,
-            "connect.name": "io.debezium.data.VariableScaleDecimal",
-        }
-    if logical.kind == "enum":
-        return _connect(
-            "string", "io.debezium.data.Enum", **{"connect.parameters": {"allowed": ",".join(logical.labels)}}
-        )
-    return _FORMS[logical.kind]
-
-
 def _column_field(column: Column, is_key: bool, named: set[str]) -> Schema:
-    form = _form(column.type)
-    if isinstance(form, dict) and form["type"] == "record":  # a named type is defined once, then referred to
-        full = f"{form['namespace']}.{form['name']}"
-        form = full if full in named else form
-        named.add(full)
-    ours: Json = {
-        "name": column.name,
-        "type": column.source_type,
-        "logical": column.type.kind,
-        "nullable": column.nullable,
-    }
-    if column.type.kind == "decimal":
-        ours |= {"precision": column.type.precision, "scale": column.type.scale}
-    if column.type.kind == "enum":
-        ours["labels"] = list(column.type.labels)
+    form = form_of(column.type, named)
+    ours = {"name": column.name, "type": column.source_type, "nullable": column.nullable, **described(column.type)}
     field = {"name": avro_name(column.name), "type": form if is_key else ["null", form]}
     return field | ({} if is_key else {"default": None}) | {"penstock": ours}
 
@@ -230,6 +163,7 @@ def schemas_of(pipeline: str, table: TableSchema, connector: str) -> TableSchema
     }
     named: set[str] = set()
     fields += [_column_field(column, column.name in table.key, named) for column in table.columns]
+    shapes = [{"name": "shapes", "type": ["null", "string"], "default": None}] if has_arrays(table) else []
     value = {
         "type": "record",
         "name": "Envelope",
@@ -245,6 +179,7 @@ def schemas_of(pipeline: str, table: TableSchema, connector: str) -> TableSchema
             {"name": "ts_ms", "type": ["null", "long"], "default": None},
             {"name": "ts_us", "type": ["null", "long"], "default": None},
             {"name": "ts_ns", "type": ["null", "long"], "default": None},
+            *shapes,
         ],
         "connect.version": 2,
         "connect.name": f"{namespace}.Envelope",
@@ -263,6 +198,22 @@ def schemas_of(pipeline: str, table: TableSchema, connector: str) -> TableSchema
     return TableSchemas(key, value)
 
 
+def has_arrays(table: TableSchema) -> bool:
+    """Do its events have `shapes`?"""
+    return any(column.type.kind == "array" for column in table.columns)
+
+
+def array_shapes(schema: Schema, value: bytes) -> dict[str, dict[str, str]]:
+    """`shapes` of a framed value of a table with arrays: image (`before`, `after`) → column → the bounds of its array as Postgres
+    writes them (`[1:2][0:3]`). An array without one has one dimension and begins at 1, or is empty.
+
+    `shapes` is a JSON object and comes last, so a value that ends with a zero has none: that is the union's branch."""
+    if not value[-1]:
+        return {}
+    found: dict[str, dict[str, str]] = json.loads(decode_datum(schema, value[HEADER_BYTES:])["shapes"])
+    return found
+
+
 def table_of(value_schema: Schema) -> TableSchema:
     """The `TableSchema` that `schemas_of` was given, from the value schema alone; of messages, prefix and content."""
     types = {field["name"]: field["type"] for field in value_schema["fields"]}
@@ -270,8 +221,7 @@ def table_of(value_schema: Schema) -> TableSchema:
     columns = []
     for field in row["fields"]:
         ours = field["penstock"]
-        logical = LogicalType(ours["logical"], ours.get("precision"), ours.get("scale"), tuple(ours.get("labels", ())))
-        columns.append(Column(ours["name"], logical, ours["type"], ours["nullable"]))
+        columns.append(Column(ours["name"], logical_of(ours), ours["type"], ours["nullable"]))
     ours = row["penstock"]
     return TableSchema(TableId(ours["schema"], ours["table"]), tuple(columns), tuple(ours["key"]))
 

@@ -16,6 +16,7 @@ LOGICAL_KINDS = {
     "int16": "-2^15 … 2^15-1",
     "int32": "-2^31 … 2^31-1",
     "int64": "-2^63 … 2^63-1",
+    "uint32": "0 … 2^32-1",
     "float32": "IEEE 754 single, NaN and infinities included",
     "float64": "IEEE 754 double, NaN and infinities included",
     "decimal": "exact decimal (precision, scale), 0 <= scale <= precision; NaN has a form of its own",
@@ -25,13 +26,24 @@ LOGICAL_KINDS = {
     "date": "calendar date, proleptic Gregorian, BC included; ±infinity",
     "time_ms": "time of day, milliseconds",
     "time_us": "time of day, microseconds",
+    "timetz": "time of day with its offset from UTC, microseconds",
     "timestamp_ms": "date and time without zone, milliseconds; ±infinity",
     "timestamp_us": "date and time without zone, microseconds; ±infinity",
     "timestamptz": "an instant, microseconds; ±infinity",
+    "interval": "a span of months, days and microseconds, the three kept apart; ±infinity",
+    "money": "a count of hundredths, -2^63 … 2^63-1",
+    "bit": "one bit",
+    "bits": "`precision` bits",
     "uuid": "UUID",
     "json": "JSON text, key order and number spelling kept",
+    "xml": "XML text",
+    "tsvector": "a text search vector's text",
+    "ltree": "a label tree's path",
+    "hstore": "text keys, each with a text or NULL",
+    "point": "a point of a plane, two float64",
     "enum": "one of `labels`",
-    "other": "the source's own text form of a type that has no exact form yet",
+    "array": "values of `element`, NULLs among them, of any number of dimensions and any lower bounds",
+    "other": "the source's own text form of any other type",
 }
 
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_$]*\Z")
@@ -75,15 +87,18 @@ def _quoted(part: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LogicalType:
-    """`kind` is in LOGICAL_KINDS; precision and scale belong to `decimal`, labels to `enum`."""
+    """`kind` is in LOGICAL_KINDS; precision and scale belong to `decimal`, precision to `bits`, labels to `enum`, and `element`,
+    which is itself no array, to `array`."""
 
     kind: str
     precision: int | None = None
     scale: int | None = None
     labels: tuple[str, ...] = ()
+    element: LogicalType | None = None
 
     def __post_init__(self) -> None:
         assert self.kind in LOGICAL_KINDS, self.kind
+        assert (self.kind == "array") == (self.element is not None and self.element.kind != "array"), self
 
 
 @dataclass(frozen=True, slots=True)

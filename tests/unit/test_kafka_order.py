@@ -19,7 +19,9 @@ NAMES = b"\x0a1.2.3\x14postgresql\x08shop"  # how every source block begins
 
 def table(kinds: tuple[str, ...]) -> TableSchema:
     def logical(kind: str) -> LogicalType:
-        return LogicalType(kind, *((12, 2) if kind == "decimal" else ()), labels=("a", "b") if kind == "enum" else ())
+        sizes = {"decimal": (12, 2), "bits": (7,)}.get(kind, ())
+        element = LogicalType("numeric") if kind == "array" else None
+        return LogicalType(kind, *sizes, labels=("a", "b") if kind == "enum" else (), element=element)
 
     columns = [Column(f"c {i}", logical(kind), kind) for i, kind in enumerate(kinds)]
     return TableSchema(TableId("public", "t"), (Column("id", LogicalType("int64"), "bigint", False), *columns), ("id",))
@@ -27,17 +29,25 @@ def table(kinds: tuple[str, ...]) -> TableSchema:
 
 def sample(kind: str, rng: random.Random) -> Any:
     match kind:
-        case "boolean":
+        case "boolean" | "bit":
             return rng.random() < 0.5
         case "int16" | "int32" | "date" | "time_ms":
             return rng.randrange(-(2**15), 2**15)
+        case "uint32":
+            return rng.randrange(2**32)
         case "int64" | "time_us" | "timestamp_ms" | "timestamp_us":
             return rng.randrange(-(2**63), 2**63)
         case "float32" | "float64":
             return rng.random()
         case "numeric":
             return {"scale": rng.randrange(9), "value": rng.randbytes(5)}
-        case "bytes" | "decimal":
+        case "point":
+            return {"x": rng.random(), "y": rng.random(), "wkb": None, "srid": None}
+        case "hstore":
+            return {NAMES.decode() * n: rng.choice([None, NAMES.decode()]) for n in range(rng.randrange(4))}
+        case "array":
+            return [rng.choice([None, sample("numeric", rng)]) for _ in range(rng.randrange(4))]
+        case "bytes" | "decimal" | "money" | "bits":
             return NAMES if rng.random() < 0.3 else rng.randbytes(rng.randrange(200))
         case _:
             return NAMES.decode() * rng.randrange(3)

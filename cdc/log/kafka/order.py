@@ -124,9 +124,10 @@ class _Layout:
             return at + _FIXED_BYTES[kind]
         if kind == "record":
             return self._skip_all((field["type"] for field in node["fields"]), value, at)
-        if kind == "array":
+        if kind in ("array", "map"):
+            entry = [node["items"]] if kind == "array" else ["string", node["values"]]
             while count := (found := read_varint(value, at))[0]:
-                at = self._skip_all([node["items"]] * count, value, found[1])
+                at = self._skip_all(entry * count, value, found[1])
             return found[1]
         if kind == "fixed":
             return at + int(node["size"])
