@@ -329,8 +329,9 @@ def verify_brokers(settings: KafkaSettings) -> list[Finding]:
     with translating(settings.bootstrap):
         brokers = client.list_topics(timeout=TIMEOUT_S).brokers
         resources = [ConfigResource(ResourceType.BROKER, str(number)) for number in brokers]
-        asked = client.describe_configs(resources, request_timeout=TIMEOUT_S)
-    for resource, future in asked.items():
+        # Each is asked for itself: librdkafka takes one broker a call.
+        asked = [client.describe_configs([resource], request_timeout=TIMEOUT_S)[resource] for resource in resources]
+    for resource, future in zip(resources, asked, strict=True):
         try:
             entries = future.result(2 * TIMEOUT_S)
         except KafkaException as error:
