@@ -41,6 +41,7 @@ from cdc.config_values import (
     Count,
     DatabaseUrl,
     FolderPath,
+    Hours,
     MessagePrefixes,
     Mistakes,
     Name,
@@ -93,6 +94,9 @@ class SourceConfig(UrlSection):
 
     heartbeat_s: Seconds = 10
     """How often a quiet source gets a sign of life, so that its log can be forgotten."""
+
+    until_loss_hours_min: Hours = 4
+    """Status and health are bad when the server, as it goes on now, gives up what it keeps for us in less than this."""
 
     messages: MessagePrefixes = ()
     """Prefixes of logical messages (`pg_logical_emit_message(true, prefix, …)`) to capture; `*` is any run of characters."""

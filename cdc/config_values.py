@@ -199,6 +199,7 @@ ClientOptions = Annotated[
 Count = Annotated[int, Field(gt=0), Form("number")]
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0), Form("bytes, or text such as 256MB")]
 Seconds = Annotated[float, Field(gt=0), Form("seconds")]
+Hours = Annotated[float, Field(gt=0), Form("hours")]
 MessagePrefixes = Annotated[tuple[Annotated[str, AfterValidator(_message_prefix)], ...], Form("list of prefixes")]
 Bind = Annotated[Address, PlainValidator(_address), PlainSerializer(str), Form("host:port")]
 FolderPath = Annotated[Path, AfterValidator(_within), PlainSerializer(str), Form("path")]

@@ -83,6 +83,12 @@ class CaptureMetrics(ServiceMetrics):
             "lag_bytes": ("cdc_source_lag_bytes", "Source log between its head and what was captured."),
             "retained_bytes": ("cdc_source_retained_bytes", "Source log kept for this pipeline."),
             "safe_bytes": ("cdc_source_safe_bytes", "Source log that may still be written before ours is removed."),
+            "limit_bytes": ("cdc_source_limit_bytes", "What the source may keep for a slot; NaN when it has no limit."),
+            "wal_bytes_per_s": ("cdc_source_log_bytes_per_second", "Growth of the source's log, over minutes."),
+            "until_loss_s": (
+                "cdc_source_until_loss_seconds",
+                "Until the source removes log that was not captured, as it goes on now; NaN when nothing ends it.",
+            ),
             "log_bytes": ("cdc_log_bytes", "Size of the log."),
             "log_free_bytes": ("cdc_log_free_bytes", "Free space where the log is."),
         }

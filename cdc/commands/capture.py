@@ -12,7 +12,7 @@ from cdc.commands import logs, wiring
 from cdc.commands.serving import serve
 from cdc.config import Config, load
 from cdc.errors import EXIT_OK
-from cdc.health import LagClock
+from cdc.health import LagClock, RateClock, until_loss_s
 from cdc.log import Checkpoint, Log, Survey
 from cdc.metrics import CaptureMetrics
 from cdc.records import Batch
@@ -54,7 +54,7 @@ class Observer:
 
 def measuring(config: Config) -> Callable[[], dict[str, object]]:
     """What the monitor of a capture measures: the source, on a connection of its own, and the log."""
-    clock = LagClock()
+    clock, growth = LagClock(), RateClock()
 
     def measure() -> dict[str, object]:
         with logs.look(config) as surveyor:
@@ -62,6 +62,10 @@ def measuring(config: Config) -> Callable[[], dict[str, object]]:
         with closing(logs.open_log(config)) as log:
             room = log.status()
         behind = clock.lag_s(seen.head, seen.done, time.monotonic()) if seen.head and seen.done else None
-        return {**seen.status, "lag_s": behind, "log_bytes": room["size_bytes"], "log_free_bytes": room["free_bytes"]}
+        found = {**seen.status, "lag_s": behind, "log_bytes": room["size_bytes"], "log_free_bytes": room["free_bytes"]}
+        if seen.head and (rate := growth.rate(seen.head, time.monotonic())):  # steadier than since the last checkpoint
+            found["wal_bytes_per_s"], found["wal_measured_s"] = rate
+            found["until_loss_s"] = until_loss_s(found)
+        return found
 
     return measure

@@ -9,8 +9,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -86,11 +87,26 @@ def _head(now: Picture) -> Text:
     facts = [
         f"source {source['url']}" if "url" in source else "",
         _part("behind", source.get("lag_bytes"), size),
-        _part("kept there", source.get("retained_bytes"), size),
+        _kept(source),
         _part("checkpoint", log.get("last"), str),
         _part("log", log.get("size_bytes"), size),
     ]
     return head.append("   " + "   ".join(printable(fact) for fact in facts if fact), style="dim")
+
+
+def _kept(source: Mapping[str, Any]) -> str:
+    """What the source keeps for us, of how much, and for how long it can go on so."""
+    if source.get("retained_bytes") is None:
+        return ""
+    limit, rate, left_s = (source.get(key) for key in ("limit_bytes", "wal_bytes_per_s", "until_loss_s"))
+    parts = [f"kept there {size(source['retained_bytes'])} of {'unlimited' if limit is None else size(limit)}"]
+    if rate is not None:
+        parts.append(f"its log grows by {size(rate)}/s")
+    elif limit is not None:
+        parts.append("growth not known yet")
+    if left_s is not None:
+        parts.append(f"lost in {left_s / 3600:.1f} hours")
+    return ", ".join(parts)
 
 
 def _part(label: str, value: object, show: Callable[..., str]) -> str:

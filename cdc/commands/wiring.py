@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from cdc.config import Config, ServerConfig
 from cdc.config_values import Address
 from cdc.errors import CdcError
+from cdc.health import until_loss_s
 from cdc.load import Limits
 from cdc.log import Survey
 from cdc.secrets import Url
@@ -154,6 +155,8 @@ def look(config: Config, survey: Survey, *, closely: bool = True) -> Look:
                 tables = looking.tables() if closely else []
             head, done = glance.places(status, stream)
             status["lag_bytes"] = None if head is None or done is None else max(0, head - done)
+            status["until_loss_s"] = until_loss_s(status)
+            status["until_loss_min_s"] = config.source.until_loss_hours_min * 3600
             estimates = glance.row_estimates(url, {*tables, *survey.tables}) if closely else {}
             waits = glance.waits(url, waiting_for(survey)) if closely else []
             return Look(status, tables, estimates, head, done, waits)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from cdc.avro import HEADER_BYTES, avro_name, decode_datum, schemas_of
 from cdc.errors import CdcError
-from cdc.postgres import facts, slot, sql
+from cdc.postgres import blockers, facts, sql
 from cdc.postgres.codec import ChunkCodec, select_list
 from cdc.postgres.envelope import Origin
 from cdc.postgres.facts import Table
@@ -102,7 +102,7 @@ class Chunks:
         if spec.after is None and not spec.keys:
             older = [xid for xid in spec.facts["waits"] if not snapshot.sees(xid)]
             if older:
-                named = "; ".join(slot.blockers(session, older)) or ", ".join(map(str, older))
+                named = "; ".join(blockers.running(session, older)) or ", ".join(map(str, older))
                 return Unsettled(
                     f"transactions older than the publication of {spec.table} are open: {named}", only_this=True
                 )
@@ -134,7 +134,7 @@ class Chunks:
             if not missing:
                 return text
             if time.monotonic() > deadline:
-                named = "; ".join(slot.blockers(session, missing)) or ", ".join(map(str, missing))
+                named = "; ".join(blockers.running(session, missing)) or ", ".join(map(str, missing))
                 return Unsettled(f"delivered transactions are not yet visible: {named}")
             session.run("ROLLBACK")
             session.pause(SETTLE_PAUSE_S)

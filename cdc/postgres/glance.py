@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from cdc.postgres import facts, slot
+from cdc.postgres import blockers, facts, slot
 from cdc.postgres.position import lsn_int
 from cdc.postgres.relations import from_catalog
 from cdc.postgres.session import Session
@@ -20,14 +20,17 @@ from cdc.table import TableId, TableSchema
 Json = Any
 APPLICATION = "penstock-status"
 
-# A partition root has no rows of its own; -1 is a table that was never analysed.
+# A partition root has no rows of its own; -1 is a table that was never analysed. pg_partition_tree would wait for locks.
 _ESTIMATES = """
-SELECT n.nspname, c.relname, sum(l.reltuples)::bigint
-FROM json_array_elements($1::json) AS e
-JOIN pg_catalog.pg_namespace n ON n.nspname = e->>0
-JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = e->>1
-CROSS JOIN LATERAL (SELECT c.oid UNION SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)) AS p (oid)
-JOIN pg_catalog.pg_class l ON l.oid = p.oid AND l.relkind <> 'p'
+WITH RECURSIVE tree (schema, name, root, oid) AS (
+    SELECT n.nspname, c.relname, c.relkind, c.oid
+    FROM json_array_elements($1::json) AS e
+    JOIN pg_catalog.pg_namespace n ON n.nspname = e->>0
+    JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = e->>1
+    UNION ALL
+    SELECT schema, name, root, i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid WHERE root = 'p')
+SELECT schema, name, sum(l.reltuples)::bigint
+FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.oid AND l.relkind <> 'p'
 WHERE l.reltuples >= 0 GROUP BY 1, 2
 """
 
@@ -52,7 +55,7 @@ def waits(url: str, tables: Mapping[TableId, Sequence[int]]) -> list[str]:
     if not xids:
         return []
     with closing(Session(url, APPLICATION)) as session:
-        return slot.blockers(session, xids)
+        return blockers.running(session, xids)
 
 
 def schemas(url: str, publication: str, wanted: TableFilter, insert_only: Iterable[TableId]) -> list[TableSchema]:

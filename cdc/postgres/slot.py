@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cdc.errors import CdcError, Unavailable
-from cdc.postgres import sql
+from cdc.postgres import blockers, sql
 from cdc.postgres.facts import Table
 from cdc.postgres.position import Snapshot, StreamPosition, lsn_int, lsn_text
 from cdc.postgres.session import IDLE_S, Session, SqlFailed
@@ -192,7 +192,7 @@ def create(replication: Session, control: Session, name: str) -> int:
     except SqlFailed as error:
         if error.sqlstate == "55P03":
             detail = f"older transactions kept the slot {name} waiting for {SLOT_WAIT_S:.0f} s: "
-            raise Unavailable("CDC-PG-122", detail + "; ".join(blockers(control))) from None
+            raise Unavailable("CDC-PG-122", detail + "; ".join(blockers.running(control))) from None
         if error.sqlstate == "53400":
             raise CdcError("CDC-PG-111", "no free replication slot on the server") from None
         raise
@@ -282,20 +282,3 @@ def drop(control: Session, name: str) -> bool:
 def snapshot(session: Session) -> Snapshot:
     """The session's current snapshot."""
     return Snapshot.parse(session.run("SELECT pg_catalog.pg_current_snapshot()")[0][0] or "")
-
-
-def blockers(session: Session, xids: Iterable[int] | None = None) -> list[str]:
-    """The running transactions, each in words with the statement that ends it: those of `xids`, or all that have written. Prepared
-    ones and their names included."""
-    wanted = None if xids is None else {xid & 0xFFFFFFFF for xid in xids}
-    rows = session.run(
-        """SELECT backend_xid::text, 'pid ' || pid || ' (' || coalesce(nullif(application_name, ''), 'unnamed') || ') since ' ||
-                  coalesce(to_char(xact_start, 'YYYY-MM-DD HH24:MI:SS'), 'a time that pg_read_all_stats would show') ||
-                  ', which SELECT pg_terminate_backend(' || pid || ') ends'
-           FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL
-           UNION ALL
-           SELECT transaction::text, 'prepared transaction ' || gid || ' since ' || to_char(prepared, 'YYYY-MM-DD HH24:MI:SS') ||
-                  ', which ROLLBACK PREPARED ' || pg_catalog.quote_literal(gid) || ' ends'
-           FROM pg_catalog.pg_prepared_xacts ORDER BY 1"""
-    )
-    return [row[1] or "" for row in rows if wanted is None or int(row[0] or 0) in wanted]

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 from cdc.errors import EXIT_UNAVAILABLE, CdcError, Unavailable, entry
-from cdc.postgres import facts, preflight, slot, sql
+from cdc.postgres import facts, preflight, retention, slot, sql
 from cdc.postgres.chunks import Chunks
 from cdc.postgres.envelope import Origin
 from cdc.postgres.facts import Table
@@ -309,21 +309,9 @@ class PostgresSource:
     def status(self) -> Mapping[str, Json]:
         control = self._controlled()
         name = self._reader.position.slot if self._reader else self._slot_base
-        rows = control.run(
-            """SELECT pg_catalog.pg_current_wal_flush_lsn(), confirmed_flush_lsn, active, wal_status,
-                      pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), restart_lsn)::int8,
-                      pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), confirmed_flush_lsn)::int8, safe_wal_size
-               FROM pg_catalog.pg_replication_slots WHERE slot_name = $1""",
-            [name],
-        )
-        status: dict[str, Json] = {"slot": name, "exists": bool(rows), "blockers": slot.blockers(control)}
-        if rows:
-            head, confirmed, active, wal_status, retained, behind, safe = rows[0]
-            status |= {"head": head, "confirmed": confirmed, "active": active == "t", "wal_status": wal_status}
-            numbers = {"retained_bytes": retained, "unconfirmed_bytes": behind, "safe_bytes": safe}
-            status |= {key: None if value is None else int(value) for key, value in numbers.items()}
-            if self._reader:
-                status["lag_bytes"] = max(0, lsn_int(head or "0/0") - self._reader.position.lsn)
+        status = retention.status(control, name)
+        if status["exists"] and self._reader:
+            status["lag_bytes"] = max(0, lsn_int(status["head"] or "0/0") - self._reader.position.lsn)
         return status
 
     def drop(self) -> list[str]:

@@ -17,7 +17,7 @@ from cdc.commands import live, picture, reload, tail
 from cdc.commands.copy import End, lines
 from cdc.commands.picture import Picture, SinkView, TableView
 from cdc.errors import CdcError, Unavailable
-from cdc.health import LAG_MAX_S, SILENT_MAX_S, LagClock, service_problems
+from cdc.health import LAG_MAX_S, SILENT_MAX_S, LagClock, RateClock, service_problems, until_loss_s
 from cdc.log import Begun, Checkpoint, Draft, Mark, Survey, TableState
 from cdc.log.embedded import EmbeddedLog
 from cdc.log.survey import FolderSurveyor
@@ -345,3 +345,52 @@ def test_tables_of_a_reload_are_checked_against_the_log() -> None:
         reload.selected(["public.order"], False, known)
     with pytest.raises(CdcError, match="CDC-RUN-301"):
         reload.selected(["orders"], False, known)
+
+
+def test_how_long_the_source_keeps_its_log_for_us() -> None:
+    """By the limit and the growth, or by the idleness of the slot, whichever comes first; unknown is not zero."""
+    assert until_loss_s({"safe_bytes": 3600, "wal_bytes_per_s": 0.5, "idle_left_s": None}) == 7200
+    assert until_loss_s({"safe_bytes": 3600, "wal_bytes_per_s": 0.5, "idle_left_s": 60.0}) == 60
+    assert until_loss_s({"safe_bytes": -5, "wal_bytes_per_s": None}) == 0
+    assert until_loss_s({"safe_bytes": None, "wal_bytes_per_s": 9.0}) is None
+    assert until_loss_s({"safe_bytes": 3600, "wal_bytes_per_s": None}) is None
+    assert until_loss_s({"safe_bytes": 3600, "wal_bytes_per_s": 0.0}) is None
+    running = State("running")
+    assert service_problems(running, 1.0, {"until_loss_s": 7200.0, "until_loss_min_s": 7200.0, "blockers": ["x"]}) == ()
+    bad = {"until_loss_s": 5400.0, "until_loss_min_s": 14400.0, "blockers": ["pid 1 (psql)"]}
+    first, second = service_problems(running, 1.0, bad)
+    assert "in 1.5 hours" in first
+    assert "4 are demanded" in first
+    assert "pid 1 (psql)" in second
+
+
+def test_the_growth_is_told_once_it_was_watched_for_long_enough() -> None:
+    clock = RateClock()
+    assert clock.rate(1000, 0.0) is None
+    assert clock.rate(4000, 30.0) is None
+    assert clock.rate(7000, 60.0) == (100.0, 60.0)
+    assert clock.rate(7000, 900.0) == (6000 / 900, 900.0)
+    assert clock.rate(7000, 950.0) == (0.0, 890.0)  # what was seen before that is forgotten
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ({}, ""),
+        ({"retained_bytes": 5_000_000}, "kept there 5.0 MB of unlimited"),
+        (
+            {"retained_bytes": 5_000_000, "wal_bytes_per_s": 2_000_000.0},
+            "kept there 5.0 MB of unlimited, its log grows by 2.0 MB/s",
+        ),
+        (
+            {"retained_bytes": 5_000, "limit_bytes": 10_000, "wal_bytes_per_s": 1.0, "until_loss_s": 9000.0},
+            "kept there 5.0 kB of 10.0 kB, its log grows by 1 B/s, lost in 2.5 hours",
+        ),
+        ({"retained_bytes": 5_000, "limit_bytes": 10_000}, "kept there 5.0 kB of 10.0 kB, growth not known yet"),
+    ],
+)
+def test_what_the_source_keeps_in_words(source: dict[str, Any], shown: str) -> None:
+    screen = Console(file=io.StringIO(), width=400, markup=False)
+    screen.print(live.view(replace(shown_picture(), source=source), live.Rates()))
+    assert isinstance(screen.file, io.StringIO)
+    assert shown in " ".join(screen.file.getvalue().split())
