@@ -7,12 +7,13 @@ feed.apply(orders.c(id=1, note="a"), orders.u(id=1, note="b"), begun=[orders])
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cdc.avro import avro_name, encode_datum, frame, schema_hash, schemas_of
+from cdc.avro import avro_name, encode_datum, frame, has_arrays, schema_hash, schemas_of
 from cdc.log import Begun, Checkpoint, Mark
 from cdc.position import Position
 from cdc.records import Batch, Records
@@ -39,6 +40,17 @@ SOURCE_TYPES = {
     "uuid": "uuid",
     "json": "jsonb",
     "enum": "public.mood",
+    "uint32": "oid",
+    "timetz": "time with time zone",
+    "interval": "interval",
+    "money": "money",
+    "bit": "bit(1)",
+    "bits": "bit(11)",
+    "xml": "xml",
+    "tsvector": "tsvector",
+    "ltree": "public.ltree",
+    "hstore": "public.hstore",
+    "point": "point",
     "other": "public.unknown",
 }
 GAP = "__debezium_unavailable_value"
@@ -46,7 +58,7 @@ GAP = "__debezium_unavailable_value"
 
 @dataclass
 class Event:
-    """One event before it is encoded; `sequence` comes when it is fed."""
+    """One event before it is encoded; `sequence` comes when it is fed. `shapes`: image → column → bounds of an array."""
 
     table: Table
     op: str
@@ -54,6 +66,7 @@ class Event:
     after: Mapping[str, Any] | None = None
     unchanged: tuple[str, ...] = ()
     moved: bytes | None = None
+    shapes: Mapping[str, Mapping[str, str]] | None = None
 
 
 @dataclass
@@ -94,6 +107,8 @@ class Table:
             "op": event.op, "unchanged": list(event.unchanged) or None, "moved": event.moved, "before": self._row(event.before),
             "after": self._row(event.after), "source": source, "transaction": None, "ts_ms": 5, "ts_us": 6, "ts_ns": 7,
         }  # fmt: skip
+        if has_arrays(self.schema):
+            datum["shapes"] = json.dumps(event.shapes, ensure_ascii=False) if event.shapes else None
         return frame(self.value_id) + encode_datum(self.value_schema, datum)
 
     def r(self, **row: Any) -> list[Event]:
@@ -122,19 +137,24 @@ class Table:
 
 
 def make_table(name: str | TableId, *columns: str | Column, key: Iterable[str] | None = None) -> Table:
-    """`"id int64 key"`, `"note text"`, `"price decimal(12,2) not null"`; a `Column` as it is."""
+    """`"id int64 key"`, `"note text"`, `"price decimal(12,2) not null"`, `"tags text[]"`; a `Column` as it is."""
     made, keys = [], []
     for column in columns:
         if isinstance(column, Column):
             made.append(column)
             continue
-        label, form, *rest = column.split()
+        label, whole, *rest = column.split()
+        form = whole.removesuffix("[]")
         kind, _, modifiers = form.partition("(")
         logical = LogicalType(kind)
         source_type = SOURCE_TYPES.get(kind, "")
         if kind == "decimal":
             precision, scale = (int(part) for part in modifiers[:-1].split(","))
             logical, source_type = LogicalType(kind, precision, scale), f"numeric({precision},{scale})"
+        if kind == "bits":
+            logical, source_type = LogicalType(kind, int(modifiers[:-1])), f"bit({modifiers[:-1]})"
+        if whole != form:
+            logical, source_type = LogicalType("array", element=logical), f"{source_type}[]"
         keys += [label] if "key" in rest else []
         made.append(Column(label, logical, source_type, "key" not in rest and "not" not in rest))
     id = TableId.parse(name) if isinstance(name, str) else name
@@ -191,7 +211,7 @@ class Feed:
         generation: int = 1,
     ) -> list[Missed]:
         """One checkpoint of these events, in one target transaction."""
-        starts = [Begun(table.id, generation, not table.schema.key) for table in begun]
+        starts = [Begun(table.id, generation, not table.schema.key, table.value_id) for table in begun]
         flat = [event for group in events for event in group]
         return self.commit(*self.checkpoint(flat, starts, [table.id for table in finished]))
 

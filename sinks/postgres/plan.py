@@ -13,6 +13,7 @@ from typing import Any
 
 from cdc.table import TableId, TableSchema
 from sinks.postgres.codec import Lines, compile_keys, compile_rows, fields_of
+from sinks.postgres.fieldcode import Taker
 from sinks.postgres.sql import ident, names, relation
 from sinks.postgres.target import TargetTable, UniqueIndex
 
@@ -45,6 +46,7 @@ class Plan:
         always = any(target.columns[name].identity == "a" for name in self.columns)
         self.overriding = " OVERRIDING SYSTEM VALUE" if always else ""
         self.others = tuple(name for name in self.columns if name not in schema.key)
+        self._takers = {name: Taker(column.type, column.delimiter) for name, column in target.columns.items()}
 
     # -------------------------------------------------------------------------------------------------------------- codec
     def lines(
@@ -55,7 +57,7 @@ class Plan:
         codec = self._codecs.get((wanted, image))
         if codec is None:
             codec = self._codecs[wanted, image] = compile_rows(
-                self.schema, self.value_schema, self.schema_id, columns=wanted, image=image
+                self.schema, self.value_schema, self.schema_id, columns=wanted, image=image, takers=self._takers
             )
         rest = iter(values)
         while block := list(islice(rest, _BLOCK)):
@@ -63,7 +65,7 @@ class Plan:
 
     @cached_property
     def _keys(self) -> Lines:
-        return compile_keys(self.schema)
+        return compile_keys(self.schema, self._takers)
 
     def key_lines(self, keys: Iterable[bytes]) -> Iterator[bytes]:
         """Blocks of COPY lines of the key columns, in key order."""

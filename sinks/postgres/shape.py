@@ -19,8 +19,9 @@ from sinks.postgres.sql import ident, literal, names, relation
 from sinks.postgres.target import TargetColumn, TargetTable, describe
 
 _PART = r'(?:"(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'
+_MODIFIER = r"(?:-?\d+|[A-Za-z]+)"  # a word is an extension's: geometry(PointZ,4326)
 # What format_type prints, and nothing else: the text goes into DDL.
-_TYPE = re.compile(rf"{_PART}(?:\.{_PART})?(?: [a-z]+)*(?:\(\d+(?:,-?\d+)?\))?(?: [a-z]+)*(?:\[\])*\Z")
+_TYPE = re.compile(rf"{_PART}(?:\.{_PART})?(?: [a-z]+)*(?:\({_MODIFIER}(?:,{_MODIFIER})*\))?(?: [a-z]+)*(?:\[\])*\Z")
 _NAME_BYTES_MAX = 63
 
 
@@ -38,11 +39,27 @@ def wanted_types(session: Session, schema: TableSchema, verbatim: bool) -> dict[
     )
     if asked:
         (found,) = session.rows("SELECT " + ", ".join(f"to_regtype({literal(text)}) IS NOT NULL" for text in asked))
-        known = {text for text, exists in zip(asked, found, strict=True) if exists}
+        known = {text for text, exists in zip(asked, found, strict=True) if exists and not types.is_printed(text)}
+    unread = {"xml"} if any(_is_xml(column) for column in schema.columns) and not _reads_xml(session) else frozenset()
     return {
-        column.name: column.source_type if column.source_type in known else types.form_of(column.type)
+        column.name: column.source_type
+        if column.source_type in known and not (unread and _is_xml(column))
+        else types.form_of(column.type, unread)
         for column in schema.columns
     }
+
+
+def _is_xml(column: Column) -> bool:
+    return (column.type.element or column.type).kind == "xml"
+
+
+def _reads_xml(session: Session) -> bool:
+    """Every server has the type; one that was built without libxml takes no value of it."""
+    session.execute(
+        "DO $$BEGIN PERFORM set_config('penstock.xml', CAST('<a/>' AS xml)::text, false);"
+        " EXCEPTION WHEN feature_not_supported THEN PERFORM set_config('penstock.xml', '', false); END$$"
+    )
+    return bool(session.rows("SELECT current_setting('penstock.xml') <> ''")[0][0])
 
 
 def shaped(

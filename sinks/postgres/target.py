@@ -14,7 +14,8 @@ from sinks.postgres.sql import literal
 
 @dataclass(frozen=True, slots=True)
 class TargetColumn:
-    """`type` is format_type's text of the base type (a domain's own name is in `domain`). `identity` is '', 'a' (always) or 'd'."""
+    """`type` is format_type's text of the base type (a domain's own name is in `domain`). `identity` is '', 'a' (always) or 'd'.
+    `delimiter` stands between the elements of its arrays."""
 
     name: str
     type: str
@@ -24,6 +25,7 @@ class TargetColumn:
     has_default: bool
     generated: bool
     identity: str
+    delimiter: str = ","
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def _columns(session: Session, oid: int) -> dict[str, TargetColumn]:
         " WHERE t.typtype = 'd')"
         " SELECT a.attname, format_type(b.type, b.typmod),"
         " CASE WHEN a.atttypid <> b.type THEN format_type(a.atttypid, a.atttypmod) END, t.typtype = 'e', a.attnotnull,"
-        " a.atthasdef, a.attgenerated <> '', a.attidentity::text"
+        " a.atthasdef, a.attgenerated <> '', a.attidentity::text, t.typdelim::text"
         " FROM pg_attribute a JOIN base b ON b.num = a.attnum JOIN pg_type t ON t.oid = b.type AND t.typtype <> 'd'"
         f" WHERE a.attrelid = {oid} ORDER BY a.attnum"
     )

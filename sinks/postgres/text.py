@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from datetime import date
@@ -132,3 +133,25 @@ def single(value: float) -> str:
         except OverflowError:  # rounded up beyond the largest one: more digits will do
             continue
     return repr(value)
+
+
+def bits(value: bytes, count: int) -> str:
+    """`count` bits of little-endian bytes, the highest first."""
+    number = int.from_bytes(value, "little")
+    if number.bit_length() > count:
+        raise ValueError("more bits than the type has")
+    return f"{number:0{count}b}" if count else ""
+
+
+def hstore(pairs: list[tuple[str, str | None]]) -> str:
+    """Keys and values as hstore prints them."""
+    return ", ".join(f"{_in_quotes(key)}=>{'NULL' if value is None else _in_quotes(value)}" for key, value in pairs)
+
+
+def _in_quotes(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def json_object(pairs: list[tuple[str, str | None]]) -> str:
+    """Keys and values as an object of JSON. What is not ASCII stays as it is."""
+    return json.dumps(dict(pairs), ensure_ascii=False)

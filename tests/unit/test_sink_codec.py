@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import struct
 from datetime import date, timedelta
 from typing import Any
@@ -15,6 +17,7 @@ from cdc.errors import CdcError
 from cdc.table import Column, LogicalType
 from sinks.postgres import text
 from sinks.postgres.codec import compile_keys, compile_rows, fields_of
+from sinks.postgres.fieldcode import Taker
 from tests.events import Event, Table, make_table
 
 _int = {
@@ -48,11 +51,27 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     | st.sampled_from(["infinity", "-infinity", "-0043-03-15T00:00:00.000000Z", "+12345-01-02T03:04:05.678901Z"])
     | st.just("0000-01-01T00:00:00.000000Z"),
     "uuid": st.uuids().map(str),
+    "uint32": st.integers(0, 2**32 - 1),
+    "timetz": st.sampled_from(["24:00:00.000000+15:59:59", "00:00:00.000001-00:30"]),
+    "interval": st.sampled_from(["P1Y2M-3DT4H5M6.789S", "PT0S", "-infinity"]),
+    "money": _decimal.filter(bool),
+    "bit": st.booleans(),
+    "bits": st.integers(0, 2**11 - 1).map(lambda bits: bits.to_bytes(2, "little")),
+    "xml": _text,
+    "tsvector": _text,
+    "ltree": _text,
+    "hstore": st.dictionaries(_text, st.none() | _text, max_size=4),
+    "point": st.fixed_dictionaries(
+        {"x": st.floats(), "y": st.floats(), "wkb": st.none() | st.binary(), "srid": st.none() | st.just(4326)}
+    ),
 }  # fmt: skip
+ARRAYS = st.sampled_from([None, "[1:{0}][1:1]", "[0:0][-3:-3][5:{1}]", "[-2147483648:-2147483648][1:{0}]"])
 
 
 def column(name: str, kind: str, nullable: bool = True) -> Column:
-    logical = LogicalType("decimal", 14, 2) if kind == "decimal" else LogicalType(kind)
+    if kind.endswith("[]"):
+        return Column(name, LogicalType("array", element=column(name, kind[:-2]).type), kind, nullable)
+    logical = {"decimal": LogicalType("decimal", 14, 2), "bits": LogicalType("bits", 11)}.get(kind) or LogicalType(kind)
     return Column(name, logical, kind, nullable)
 
 
@@ -63,9 +82,18 @@ def expected(kind: str, value: Any) -> str | None:
     match kind:
         case "boolean":
             return "t" if value else "f"
+        case "bit":
+            return "1" if value else "0"
+        case "bits":
+            return bin(1 << 11 | int.from_bytes(value, "little"))[3:]
+        case "point":
+            return f"({expected('float64', value['x'])},{expected('float64', value['y'])})"
+        case "hstore":
+            pairs = [(name, "NULL" if item is None else f'"{_quoted(item)}"') for name, item in value.items()]
+            return ", ".join(f'"{_quoted(name)}"=>{item}' for name, item in pairs)
         case "float32" | "float64":
             return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(repr(value), repr(value))
-        case "decimal":
+        case "decimal" | "money":
             return text.decimal(int.from_bytes(value, "big", signed=True), 2) if value else "NaN"
         case "numeric":
             return text.numeric(value["value"], value["scale"])
@@ -84,6 +112,10 @@ def expected(kind: str, value: Any) -> str | None:
         case "timestamptz":
             return value if len(value) == 27 and value[0] != "0" else text.timestamptz(value)
     return str(value)
+
+
+def _quoted(shown: str) -> str:
+    return re.sub(r'(["\\])', r"\\\1", shown)
 
 
 @st.composite
@@ -186,6 +218,112 @@ def test_dates_continue_the_proleptic_calendar_in_both_directions(days: int) -> 
             cycles += -1 if signed > 9999 else 1
         same_day = date(signed + 400 * cycles, int(month), int(day))
         assert (same_day - date(1970, 1, 1)).days == days + 146_097 * cycles
+
+
+# --------------------------------------------------------------------------------------------------------------- arrays
+def parsed(literal: str, delimiter: str = ",") -> tuple[str | None, list[Any]]:
+    """An array literal read by the rules of Postgres' manual: bounds, and nested lists of texts or None."""
+    found = re.match(r"((?:\[[^\]]*\])+)=", literal)
+    bounds, at = (found[1], found.end()) if found else (None, 0)
+
+    def element() -> Any:
+        nonlocal at
+        if literal[at] == "{":
+            return items()
+        if literal[at] == '"':
+            at, shown = at + 1, ""
+            while literal[at] != '"':
+                at += literal[at] == "\\"
+                shown, at = shown + literal[at], at + 1
+            at += 1
+            return shown
+        begin = at
+        while literal[at] not in delimiter + "}":
+            assert literal[at] not in ' \t\n\r\v\f"\\{', "needs quotes"
+            at += 1
+        assert begin < at
+        return None if literal[begin:at].upper() == "NULL" else literal[begin:at]
+
+    def items() -> list[Any]:
+        nonlocal at
+        at, found = at + 1, []
+        while literal[at] != "}":
+            found.append(element())
+            at += literal[at] == delimiter
+        at += 1
+        return found
+
+    whole = items()
+    assert at == len(literal)
+    return bounds, whole
+
+
+def flat(nested: list[Any]) -> list[Any]:
+    return [item for part in nested for item in (flat(part) if isinstance(part, list) else [part])]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.sampled_from(sorted(VALUES)), st.sampled_from(",;:"))
+def test_arrays_of_every_kind(data: Any, kind: str, delimiter: str) -> None:
+    name = 'a"\\é {after}'
+    table = make_table("s.t", "id int64 key", column(name, f"{kind}[]"), column("b", "int32[]"))
+    rows = data.draw(st.lists(st.lists(st.none() | VALUES[kind], max_size=5), min_size=1, max_size=4))
+    values, wanted = [], []
+    for number, elements in enumerate(rows):
+        bounds = data.draw(ARRAYS) if elements else None
+        bounds = bounds and bounds.format(len(elements), len(elements) + 4)
+        of_image = {name: bounds} if bounds else {}
+        of_image |= {"b": "[7:8]"} if data.draw(st.booleans()) else {}
+        wanted.append((bounds, of_image.get("b")))
+        shapes = {"before": {name: "[3:3]"}, "after": of_image} if of_image else None
+        row = {"id": number, name: elements, "b": [1, None]}
+        values.append(table.value(Event(table, "u", after=row, shapes=shapes), number))
+    decode = compile_rows(
+        table.schema,
+        table.value_schema,
+        table.value_id,
+        takers={name: Taker("x[]", delimiter), "b": Taker("integer[]")},
+    )
+    for elements, (bounds, of_b), line in zip(rows, wanted, decode(values).split(b"\n")[:-1], strict=True):
+        _, literal, other = fields_of(line + b"\n")
+        assert other == (f"{of_b}=" if of_b else "") + "{1,NULL}"
+        shown_bounds, nested = parsed(str(literal), delimiter)
+        plain = bounds is None or all(lower == "1" for lower in re.findall(r"\[(-?\d+):", bounds))
+        assert shown_bounds == (None if plain else bounds)
+        if bounds:
+            dimensions, inner = 1, nested
+            while isinstance(inner[0], list):
+                dimensions, inner = dimensions + 1, inner[0]
+            assert dimensions == bounds.count("[")
+        shown = flat(nested)
+        assert len(shown) == len(elements)
+        for got, element in zip(shown, elements, strict=True):
+            assert same(kind, got, expected(kind, element))
+
+
+def test_bounds_that_do_not_fit_and_bytes_after_them_are_errors() -> None:
+    table = make_table("s.t", "id int64 key", "a int32[]")
+    decode = compile_rows(table.schema, table.value_schema, table.value_id)
+    for bounds in ("[1:3]", "[1:2][1:2]", "[2:1]", "[1:1][1:2]; DROP", "", "{", "[1:2]["):
+        event = Event(table, "c", after={"id": 1, "a": [1, 2]}, shapes={"after": {"a": bounds}})
+        with pytest.raises(CdcError, match="is not a value"):
+            decode([table.value(event, 1)])
+    good = table.value(Event(table, "c", after={"id": 1, "a": [1, 2]}, shapes={"after": {"a": "[0:1]"}}), 1)
+    assert decode([good, good]) == b"1\t[0:1]={1,2}\n" * 2
+    for damaged in [good[:end] for end in range(len(good))] + [good + b"\0", good[:-1] + b"x"]:
+        with pytest.raises(CdcError, match="is not a value"):
+            decode([good, damaged])
+
+
+def test_pairs_become_json_where_the_target_has_no_hstore() -> None:
+    table = make_table("s.t", "id int64 key", "h hstore", "a hstore[]")
+    pairs = {'k"\\é\n': "v\t\x01😀", "": None}
+    value = table.value(Event(table, "c", after={"id": 1, "h": pairs, "a": [pairs, None]}), 1)
+    takers = {"h": Taker("jsonb"), "a": Taker("json[]")}
+    line = compile_rows(table.schema, table.value_schema, table.value_id, takers=takers)([value])
+    _, shown, array = fields_of(line)
+    assert json.loads(str(shown)) == pairs
+    assert [json.loads(parsed(str(array))[1][0]), parsed(str(array))[1][1]] == [pairs, None]
 
 
 def digits(shown: str) -> int:
