@@ -17,8 +17,8 @@ from typer.models import OptionInfo
 from cdc.avro import schemas_of
 from cdc.catalogue import CATALOGUE
 from cdc.cli import app
-from cdc.config import (
-    Config,
+from cdc.config import Config
+from cdc.config_sections import (
     LoadConfig,
     LogConfig,
     RegistryConfig,
@@ -31,7 +31,7 @@ from cdc.config_values import Address, Form
 from cdc.metrics import CaptureMetrics, SinkMetrics
 from cdc.postgres.grants import source_grants
 from cdc.postgres.slot import publish_statement
-from cdc.postgres.types import NUMERIC_OID, TIME_OID, TIMESTAMP_OID, PgType, logical
+from cdc.postgres.types import BIT_OID, NUMERIC_OID, TIME_OID, TIMESTAMP_OID, PgType, logical
 from cdc.table import LOGICAL_KINDS, Column, LogicalType, TableId, TableSchema
 from sinks.postgres.grants import sink_grants
 from sinks.postgres.types import form_of
@@ -173,7 +173,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
-    if _form(field).startswith("bytes"):
+    if value is not None and _form(field).startswith("bytes"):
         return f"`{value >> 20}MiB`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
@@ -299,7 +299,7 @@ def _postgres_types() -> Iterator[tuple[str, LogicalType]]:
     names: dict[LogicalType, list[str]] = {}
     for info in sorted(postgres_types, key=lambda info: info.oid):
         kind = logical(PgType(info.oid, -1, "b", info.oid, -1))
-        if kind.kind != "other" and info.oid not in (NUMERIC_OID, TIME_OID, TIMESTAMP_OID):
+        if kind.kind != "other" and info.oid not in (BIT_OID, NUMERIC_OID, TIME_OID, TIMESTAMP_OID):
             names.setdefault(kind, []).append(f"`{info.regtype}`")
     for kind, called in names.items():
         yield ", ".join(called), kind
@@ -310,10 +310,22 @@ def _postgres_types() -> Iterator[tuple[str, LogicalType]]:
         ("`time`, `time(4)` to `time(6)`", TIME_OID, -1),
         ("`timestamp(0)` to `timestamp(3)`", TIMESTAMP_OID, 3),
         ("`timestamp`, `timestamp(4)` to `timestamp(6)`", TIMESTAMP_OID, -1),
+        ("`bit(1)`", BIT_OID, 1),
+        ("`bit(n)`, here `bit(12)`", BIT_OID, 12),
     ):
         yield shown, logical(PgType(oid, typmod, "b", oid, typmod))
     yield "an enum", logical(PgType(0, -1, "e", 0, -1, ("small", "large")))
-    yield "every other type: arrays, ranges, `interval`, `inet`, `xml`, `timetz`, composites, …", LogicalType("other")
+    for extension, name in (("citext", "citext"), ("hstore", "hstore"), ("ltree", "ltree")):
+        yield f"`{name}` of the extension", logical(PgType(0, -1, "b", 0, -1, extension=f"{extension}.{name}"))
+    element = PgType(23, -1, "b", 23, -1)
+    yield (
+        "an array of any type of this table but the last, here `integer[]`",
+        logical(element._replace(oid=1007, base_oid=1007, inner=element)),
+    )
+    for named in ("vector.vector", "postgis.geometry"):
+        extension, _, name = named.partition(".")
+        yield f"`{name}` of the extension {extension}", logical(PgType(0, -1, "b", 0, -1, extension=named))
+    yield "every other type: ranges, `inet`, `bit varying`, composites, their arrays, …", LogicalType("other")
 
 
 def _type_row(shown: str, kind: LogicalType) -> str:
@@ -321,13 +333,26 @@ def _type_row(shown: str, kind: LogicalType) -> str:
     value = schemas_of("p", table, "postgresql").value
     row = next(field["type"][1] for field in value["fields"] if field["name"] == "before")
     form = row["fields"][0]["type"][1]
-    avro, debezium = (form, "") if isinstance(form, str) else (form["type"], form.get("connect.name", ""))
-    if isinstance(form, dict) and "logicalType" in form:
-        avro += f", {form['logicalType']}"
-    if isinstance(form, dict) and form["type"] == "record":
-        avro = "record {" + ", ".join(f"{field['name']}: {field['type']}" for field in form["fields"]) + "}"
+    debezium = form.get("connect.name", "") if isinstance(form, dict) else ""
     debezium = f"`{debezium}`" if debezium else form.get("connect.type", "") if isinstance(form, dict) else ""
-    return f"| {shown} | `{kind.kind}` | {avro} | {debezium} | `{form_of(kind)}` |"
+    return f"| {shown} | `{kind.kind}` | {_avro_shown(form)} | {debezium} | `{form_of(kind)}` |"
+
+
+def _avro_shown(form: Any) -> str:
+    if isinstance(form, list):  # a union with null
+        return f"{_avro_shown(form[1])} or null"
+    if not isinstance(form, dict):
+        return str(form)
+    match form["type"]:
+        case "array":
+            return f"array of {_avro_shown(form['items'])}"
+        case "map":
+            return f"map of {_avro_shown(form['values'])}"
+        case "record":
+            return (
+                "record {" + ", ".join(f"{item['name']}: {_avro_shown(item['type'])}" for item in form["fields"]) + "}"
+            )
+    return ", ".join(filter(None, (form["type"], form.get("logicalType"))))
 
 
 TYPES = """# Types

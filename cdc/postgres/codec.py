@@ -12,12 +12,13 @@ table and the LSN, never a value; nothing is appended then.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from types import MappingProxyType
 
 from cdc.avro import HEADER_BYTES, string
 from cdc.postgres.envelope import Transaction
 from cdc.postgres.generated import AT_TUPLE, CHUNK, STREAM, compiled
 from cdc.postgres.pgoutput import lsn_of
-from cdc.postgres.rowcode import BINARY, COPY, MALFORMED, TEXT
+from cdc.postgres.rowcode import BINARY, COPY, MALFORMED, TEXT, Printers
 from cdc.postgres.rows import Rows
 from cdc.postgres.sql import ident
 from cdc.postgres.values import NULL, SOME
@@ -47,11 +48,19 @@ class StreamCodec:
     insert: Encode
     update: Encode
 
-    def __init__(self, schema: TableSchema, key_id: int | None, value_id: int, identity_full: bool, wire: str) -> None:
+    def __init__(
+        self,
+        schema: TableSchema,
+        key_id: int | None,
+        value_id: int,
+        identity_full: bool,
+        wire: str,
+        printers: Printers,
+    ) -> None:
         self._rows = Rows(schema, key_id, value_id)
         self._identity_full = identity_full
         self._records, self._moves = Records(), list[Move]()
-        made = compiled(STREAM, self._rows, wire, changed=self._changed)
+        made = compiled(STREAM, self._rows, wire, printers, changed=self._changed)
         self.insert, self.update, self._begin, self._fields = made
 
     def begin(self, transaction: Transaction, records: Records, moves: list[Move]) -> None:
@@ -72,7 +81,7 @@ class StreamCodec:
                 key = rows.key(old)
             except MALFORMED:
                 raise rows.malformed(lsn) from None
-            self._records.values.append(rows.value(b"\x02d", sequence, lsn, before=rows.row(old)))
+            self._records.values.append(rows.value(b"\x02d", sequence, lsn, before=old))
             self._records.keys.append(key)
             sequence += 1
         return sequence
@@ -122,17 +131,16 @@ class StreamCodec:
         lsn: int,
     ) -> int:
         rows, keys, values = self._rows, self._records.keys, self._records.values
-        before = None if old is None else rows.row(old)
-        after, unchanged = rows.row(new, placeholders=True), rows.unchanged(new)
+        unchanged = rows.unchanged(new)
         if old_key is None or key is None or old_key == key:
-            values.append(rows.value(b"\x02u", sequence, lsn, unchanged=unchanged, before=before, after=after))
+            values.append(rows.value(b"\x02u", sequence, lsn, unchanged=unchanged, before=old, after=new))
             keys.append(key)
             return sequence + 1
         moved = SOME + string(key[HEADER_BYTES:])
-        values.append(rows.value(b"\x02d", sequence, lsn, moved=moved, before=before))
+        values.append(rows.value(b"\x02d", sequence, lsn, moved=moved, before=old))
         keys.append(old_key)
         moved = SOME + string(old_key[HEADER_BYTES:])
-        values.append(rows.value(b"\x02c", sequence + 1, lsn, unchanged=unchanged, moved=moved, after=after))
+        values.append(rows.value(b"\x02c", sequence + 1, lsn, unchanged=unchanged, moved=moved, after=new))
         keys.append(key)
         if unchanged != NULL:
             self._moves.append(Move(rows.schema.id, old_key, key, len(keys) - 1))
@@ -146,7 +154,7 @@ class ChunkCodec:
 
     def __init__(self, schema: TableSchema, key_id: int | None, value_id: int) -> None:
         self._rows = Rows(schema, key_id, value_id)
-        (self._encode,) = compiled(CHUNK, self._rows, COPY, header=_header_bytes)
+        (self._encode,) = compiled(CHUNK, self._rows, COPY, {}, header=_header_bytes)
 
     def encode(self, payloads: Iterable[bytes], sequence: int, lsn: int, reading: Transaction, records: Records) -> int:
         """`reading` is `Origin.reading`'s; `lsn` the stream's position, the same for all rows."""
@@ -175,11 +183,11 @@ def compile_stream(
     *,
     identity_full: bool,
     binary: bool,
+    printers: Printers = MappingProxyType({}),
 ) -> StreamCodec:
     """The codec of `schema` in the stream. `key_id` is None for a keyless table. `identity_full`: old tuples are whole rows.
-    `binary`: the stream's mode; every column must be exact then."""
-    assert not binary or all(column.type.kind != "other" for column in schema.columns), schema.id
-    return StreamCodec(schema, key_id, value_id, identity_full, BINARY if binary else TEXT)
+    `binary`: the stream's mode; every `other` column must have a printer then."""
+    return StreamCodec(schema, key_id, value_id, identity_full, BINARY if binary else TEXT, printers)
 
 
 def compile_chunk(schema: TableSchema, key_id: int | None, value_id: int) -> ChunkCodec:
@@ -191,11 +199,12 @@ def select_list(schema: TableSchema) -> list[str]:
     """The SQL expressions, one per column, that a chunk reads. Not escaped for a driver that formats: double every % there.
 
     A type without an exact form is read as its output function prints it, as the stream sends it: format's %s calls that function,
-    a cast to text is another one (inet, "char"). IS NOT NULL would be false for a composite value of NULLs."""
+    a cast to text is another one (inet, "char"). So is a tsvector, which the server prints faster than we do.
+    IS NOT NULL would be false for a composite value of NULLs."""
     expressions = []
     for column in schema.columns:
         name = ident(column.name)
-        if column.type.kind == "other":
+        if column.type.kind in ("other", "tsvector"):
             name = f"CASE WHEN {name} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {name}) END"
         expressions.append(name)
     return expressions

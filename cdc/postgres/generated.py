@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import re
 import struct
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from types import CodeType
 from typing import Any
 
 from cdc.avro import zigzag
+from cdc.postgres.arrays import shapes_field
 from cdc.postgres.pgoutput import XLOGDATA_BYTES, lsn_of
-from cdc.postgres.rowcode import CONSTANTS, COPY, MALFORMED, Style, constants_of, fields_of, parts_of, row_code
+from cdc.postgres.rowcode import (
+    CONSTANTS,
+    COPY,
+    MALFORMED,
+    Printers,
+    Style,
+    constants_of,
+    fields_of,
+    parts_of,
+    row_code,
+)
 from cdc.postgres.rows import Rows
 
 STREAM = """
@@ -39,7 +51,7 @@ def made():
                 ROW
                 if p != end: raise ValueError
                 SEQUENCE_LSN
-                vappend(join((INSERT, PARTS, head, V[len(digits) << 1], digits, mid, LSN, tail)))
+                vappend(join((INSERT, PARTS, head, V[len(digits) << 1], digits, mid, LSN, tail SHAPES)))
                 kappend(KEY)
                 sequence += 1
         except MALFORMED: raise malformed(m) from None
@@ -60,7 +72,7 @@ def made():
                     sequence = changed(m, sequence, lsn)
                     continue
                 SEQUENCE_LSN
-                vappend(join((UPDATE, PARTS, head, V[len(digits) << 1], digits, mid, LSN, tail)))
+                vappend(join((UPDATE, PARTS, head, V[len(digits) << 1], digits, mid, LSN, tail SHAPES)))
                 kappend(KEY)
                 sequence += 1
         except MALFORMED: raise malformed(m) from None
@@ -91,7 +103,7 @@ def made():
                 ROW
                 if p != end: raise ValueError
                 digits = b'%d' % sequence
-                vappend(join((READ, PARTS, head, V[len(digits) << 1], digits, mid)))
+                vappend(join((READ, PARTS, head, V[len(digits) << 1], digits, mid SHAPES)))
                 kappend(KEY)
                 sequence += 1
         except MALFORMED: raise malformed_at(lsn) from None
@@ -114,11 +126,11 @@ _SEQUENCE_LSN = [
 ]
 
 
-def compiled(template: str, rows: Rows, wire: str, **names: Any) -> tuple[Any, ...]:
+def compiled(template: str, rows: Rows, wire: str, printers: Printers, **names: Any) -> tuple[Any, ...]:
     """Fill a template with the table's row code and run it; its functions. The text holds numbers and our own names only: nothing
     from the source is ever part of it."""
     schema = rows.schema
-    fields = fields_of(schema)
+    fields = fields_of(schema, wire, printers)
     columns = [" + ".join(parts_of(field)) for field in fields]
     key_parts = [part for i in rows.key_indexes for part in parts_of(fields[i])]
     key = "None"
@@ -126,9 +138,9 @@ def compiled(template: str, rows: Rows, wire: str, **names: Any) -> tuple[Any, .
         key = f"KEY_FRAME + {key_parts[0]}" if len(key_parts) == 1 else f"join((KEY_FRAME, {', '.join(key_parts)}))"
     note, stream = "unchanged = True", wire != COPY
     blocks = {
-        "ROW_OR_UNCHANGED": row_code(schema, Style(wire, note)) if stream else [],
-        "OLD_ROW": row_code(schema, Style(wire, "pass", inline=False)) if stream else [],
-        "ROW": row_code(schema, Style(wire, None)),
+        "ROW_OR_UNCHANGED": row_code(fields, Style(wire, note)) if stream else [],
+        "OLD_ROW": row_code(fields, Style(wire, "pass", inline=False)) if stream else [],
+        "ROW": row_code(fields, Style(wire, None)),
         "SEQUENCE_LSN": _SEQUENCE_LSN,
     }
     inline = {
@@ -137,6 +149,8 @@ def compiled(template: str, rows: Rows, wire: str, **names: Any) -> tuple[Any, .
         "PARTS": ", ".join(part for field in fields for part in parts_of(field)),
         "LSN": "low[z & 16383], high",
         "KEY": key,
+        # A table without arrays has no such field.
+        "SHAPES": f", shapes(({''.join(f'c{i}, ' for i in rows.array_indexes)}))" if rows.array_indexes else "",
         "COLUMNS": ", ".join(f"None if c{f.number} is None else {c}" for f, c in zip(fields, columns, strict=True)),
     }
     lines = []
@@ -147,7 +161,8 @@ def compiled(template: str, rows: Rows, wire: str, **names: Any) -> tuple[Any, .
     head = rows.value_frame
     scope = {
         **CONSTANTS,
-        **constants_of(schema, wire),
+        **constants_of(schema, fields, wire, printers),
+        "shapes": partial(_shapes_after, rows.array_names),
         "join": b"".join,
         "zigzag": zigzag,
         "MALFORMED": MALFORMED,
@@ -166,6 +181,10 @@ def compiled(template: str, rows: Rows, wire: str, **names: Any) -> tuple[Any, .
     exec(_code(source), scope)  # noqa: S102
     made: tuple[Any, ...] = scope["made"]()
     return made
+
+
+def _shapes_after(names: Sequence[str], columns: Sequence[bytes]) -> bytes:
+    return shapes_field(names, [("after", columns)])
 
 
 @lru_cache(maxsize=1024)

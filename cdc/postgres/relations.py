@@ -6,7 +6,6 @@ bytes by either way. A type that the catalog does not explain is an error (rule 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -18,41 +17,12 @@ from cdc.postgres.facts import Table
 from cdc.postgres.pgoutput import Relation
 from cdc.postgres.session import Session
 from cdc.postgres.slot import Publications
-from cdc.postgres.types import PgType, is_exact, logical
+from cdc.postgres.type_catalog import types_of
+from cdc.postgres.types import is_exact, logical
 from cdc.table import Column, TableId, TableSchema
 
 Json = Any
 Register = Callable[[str, Json], int]
-Typed = tuple[int, int]  # a type's oid and a column's typmod
-
-_TYPES = """
-WITH RECURSIVE chain AS (
-    SELECT asked.oid AS asked, asked.typmod AS asked_typmod, t.oid, asked.typmod, t.typtype, t.typtype AS first,
-           t.typbasetype, t.typtypmod
-    FROM (SELECT (e->>0)::oid AS oid, (e->>1)::int4 AS typmod FROM json_array_elements($1::json) AS e) AS asked
-    JOIN pg_catalog.pg_type t ON t.oid = asked.oid
-    UNION ALL
-    SELECT c.asked, c.asked_typmod, t.oid, c.typtypmod, t.typtype, c.first, t.typbasetype, t.typtypmod
-    FROM chain c JOIN pg_catalog.pg_type t ON t.oid = c.typbasetype WHERE c.typtype = 'd')
-SELECT json_build_array(asked::int8, asked_typmod, first, oid::int8, typmod,
-    (SELECT json_agg(enumlabel ORDER BY enumsortorder) FROM pg_catalog.pg_enum WHERE enumtypid = chain.oid),
-    pg_catalog.format_type(asked, asked_typmod), typtype)
-FROM chain WHERE typtype <> 'd'
-"""
-
-
-def types_of(session: Session, wanted: Iterable[Typed]) -> dict[Typed, tuple[PgType, str]]:
-    """What the catalog says of these types, through domains, and their verbatim names."""
-    asked = json.dumps([list(item) for item in set(wanted)])
-    found = {}
-    for row in session.run(_TYPES, [asked], doing="reading types"):
-        oid, typmod, first, base_oid, base_typmod, labels, name, kind = json.loads(row[0] or "")
-        is_enum = kind == "e"
-        found[oid, typmod] = (
-            PgType(oid, typmod, first, base_oid, base_typmod, tuple(labels or ()) if is_enum else None),
-            name,
-        )
-    return found
 
 
 def schema_of(
@@ -75,7 +45,7 @@ def schema_of(
                 remedy=reload(table),
             )
         pg_type, verbatim = types[oid, typmod]
-        built.append(Column(name, logical(pg_type), verbatim, name not in key and nullable(name)))
+        built.append(Column(name, logical(pg_type, in_key=name in key), verbatim, name not in key and nullable(name)))
     return TableSchema(table, tuple(built), key)
 
 

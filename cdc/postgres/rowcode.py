@@ -12,38 +12,26 @@ are read one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from struct import Struct
 from struct import error as struct_error
 from typing import Any, NamedTuple
 
 from cdc.avro import CONTINUED, INT64_MAX, INT64_MIN, VARINT, unsigned
-from cdc.postgres import values
+from cdc.postgres import forms, values
 from cdc.postgres.calendar import DAY_US, EPOCH_2000_US
 from cdc.postgres.values import NULL, SOME
-from cdc.table import TableSchema
+from cdc.table import Column, TableSchema
 
 MALFORMED = (struct_error, ValueError, IndexError, KeyError, OverflowError)
 
 BINARY, TEXT, COPY = "binary", "text", "copy"
-_FIXED = {  # kind: struct code, width
-    "boolean": ("B", 1),
-    "int16": ("h", 2),
-    "int32": ("i", 4),
-    "int64": ("q", 8),
-    "float32": ("f", 4),
-    "float64": ("d", 8),
-    "date": ("i", 4),
-    "time_ms": ("q", 8),
-    "time_us": ("q", 8),
-    "timestamp_ms": ("q", 8),
-    "timestamp_us": ("q", 8),
-    "timestamptz": ("q", 8),
-    "uuid": ("16s", 16),
-}
-_TEXTUAL = ("text", "other", "enum", "json")
+_FIXED = values.FIXED
 _INTEGERS = ("int16", "int32", "int64")
 INLINE_COLUMNS = 100
+
+# By the name of each `other` column of a binary stream: its text from its binary form; None where the server sends text even there.
+Printers = Mapping[str, forms.Form | None]
 
 
 def _prefixed(compute: Callable[[int], bytes], prefix: bytes) -> values.Memo:
@@ -92,28 +80,48 @@ CONSTANTS = _constants()
 
 
 class Field(NamedTuple):
-    """Column `number` (from 0) of a row. `side` is K for a key column, which is never NULL, else N."""
+    """Column `number` (from 0) of a row. `side` is K for a key column, which is never NULL, else N. `kind` is the logical one, or
+    `called` where a function makes the whole column, or `unsent`: text, in a binary stream too."""
 
     number: int
     kind: str
     side: str
 
 
-def fields_of(schema: TableSchema) -> list[Field]:
-    key = set(schema.key)
-    return [Field(i, c.type.kind, "K" if c.name in key else "N") for i, c in enumerate(schema.columns)]
+def _after(prefix: bytes, form: forms.Form) -> forms.Form:
+    return (lambda data: prefix + form(data)) if prefix else form
 
 
-def constants_of(schema: TableSchema, wire: str) -> dict[str, Any]:
-    """The globals that belong to one table: its decimals and the structs of its runs."""
+def fields_of(schema: TableSchema, wire: str, printers: Printers) -> list[Field]:
+    def kind(column: Column) -> str:
+        if wire == BINARY and column.type.kind == "other":
+            return "unsent" if printers[column.name] is None else "called"
+        return "called" if _called(column.type.kind, wire) else column.type.kind
+
+    return [Field(i, kind(c), "K" if c.name in schema.key else "N") for i, c in enumerate(schema.columns)]
+
+
+def _called(kind: str, wire: str) -> bool:
+    return kind in forms.CALLED or (kind == "tsvector" and wire == BINARY)  # in COPY it is text (codec.select_list)
+
+
+def constants_of(schema: TableSchema, fields: Sequence[Field], wire: str, printers: Printers) -> dict[str, Any]:
+    """The globals that belong to one table: its decimals, the forms that are called, and the structs of its runs."""
     found: dict[str, Any] = {}
-    for field, column in zip(fields_of(schema), schema.columns, strict=True):
+    for field, column in zip(fields, schema.columns, strict=True):
         if field.kind == "decimal":
             assert column.type.scale is not None
             found[f"text_decimal{field.number}"] = values.text_decimal(column.type.scale)
             prefix = CONSTANTS[f"{field.side}_"]
             found[f"binary_decimal{field.number}"] = values.binary_decimal(column.type.scale, prefix)
-    for run, follower in _runs(fields_of(schema), wire):
+        elif field.kind == "called":
+            if printer := printers.get(column.name):
+                form = forms.printed_form(printer)
+            else:
+                form = (forms.text_form if wire == TEXT else forms.binary_form)(column.type)
+            is_array = column.type.kind == "array"
+            found[f"form{field.number}"] = form if is_array else _after(CONSTANTS[f"{field.side}_"], form)
+    for run, follower in _runs(fields, wire):
         if run:
             found[f"run{run[0].number}"] = _struct(run, follower, wire).unpack_from
             found |= {f"one{field.number}": _struct([field], None, wire).unpack_from for field in run}
@@ -142,7 +150,7 @@ def _struct(run: Sequence[Field], follower: Field | None, wire: str) -> Struct:
 def parts_of(field: Field) -> list[str]:
     """The names whose bytes, joined, are the column."""
     i = field.number
-    if field.kind in _TEXTUAL or field.kind == "bytes":
+    if field.kind in forms.TEXTUAL or field.kind in ("bytes", "unsent"):
         return [f"c{i}", f"t{i}"]
     if field.kind == "timestamptz":
         return [f"c{i}", f"s{i}", f"m{i}", f"u{i}"]
@@ -158,13 +166,13 @@ class Style(NamedTuple):
     inline: bool = True
 
 
-def row_code(schema: TableSchema, style: Style) -> list[str]:
+def row_code(fields: Sequence[Field], style: Style) -> list[str]:
     """The lines that read a row's fields."""
     lines: list[str] = []
-    if len(schema.columns) > INLINE_COLUMNS:
+    if len(fields) > INLINE_COLUMNS:
         style = style._replace(inline=False)
-    for run, follower in _runs(fields_of(schema), style.wire):
-        heads = _heads(style.wire) if follower else []
+    for run, follower in _runs(fields, style.wire):
+        heads = _heads(follower, style.wire) if follower else []
         if run:
             lines += _run_code(run, follower, heads, style)
         else:
@@ -221,11 +229,16 @@ def _single_code(field: Field, style: Style) -> list[str]:
     ]
 
 
-def _heads(wire: str) -> list[str]:
+def _mark(field: Field, wire: str) -> int:
+    """What precedes a value in the stream: t for text, b for a binary form."""
+    return 116 if wire == TEXT or field.kind == "unsent" else 98
+
+
+def _heads(field: Field, wire: str) -> list[str]:
     """Read the head of a field of varying width."""
     if wire == COPY:
         return ["(n,) = U4(m, p)"]
-    return ["k = m[p]", f"if k == {116 if wire == TEXT else 98}: (n,) = U4(m, p + 1)"]
+    return ["k = m[p]", f"if k == {_mark(field, wire)}: (n,) = U4(m, p + 1)"]
 
 
 def _absent_code(field: Field, style: Style) -> list[str]:
@@ -242,8 +255,8 @@ def _absent_code(field: Field, style: Style) -> list[str]:
 
 def _varying_code(field: Field, style: Style) -> list[str]:
     """A field of varying width: `n`, and in the stream `k`, are its head."""
-    present = {COPY: "n != 4294967295", BINARY: "k == 98", TEXT: "k == 116"}[style.wire]
-    as_text = style.wire == TEXT and field.kind not in _TEXTUAL
+    present = "n != 4294967295" if style.wire == COPY else f"k == {_mark(field, style.wire)}"
+    as_text = style.wire == TEXT and field.kind not in forms.TEXTUAL and field.kind != "called"
     value = _text_code(field, style) if as_text else _bytes_code(field)
     body = [f"p += {4 if style.wire == COPY else 5}", "q = p + n", *value, "p = q"]
     return [f"if {present}:", *_indented(body), *_absent_code(field, style)]
@@ -318,14 +331,16 @@ def _fixed_code(field: Field, style: Style) -> list[str]:
 def _bytes_code(field: Field) -> list[str]:
     """m[p:q], n bytes of a form that is the same in all wires, or of a binary form → parts."""
     i, side = field.number, field.side
+    if field.kind == "called":
+        return [f"c{i} = form{i}(m[p:q])"]
     if field.kind == "numeric":
         return [f"c{i} = {side}_ + binary_numeric(m[p:q])"]
     if field.kind == "decimal":
         return [f"c{i} = binary_decimal{i}(m, p, n)"]
-    # The binary form of jsonb begins with its version, 1, which no JSON text can begin with.
-    version = ["if m[p] == 1: p += 1; n -= 1"] if field.kind == "json" else []
+    # See forms.without_version. A JSON text is never empty.
+    version = {"json": ["if m[p] == 1: p += 1; n -= 1"], "ltree": ["if n and m[p] == 1: p += 1; n -= 1"]}
     return [
-        *version,
+        *version.get(field.kind, ()),
         f"c{i} = {side}_V[n << 1] if n < 8192 else {side}_ + unsigned(n << 1)",
         f"t{i} = m[p:q]",
     ]

@@ -9,12 +9,21 @@ from collections.abc import Sequence
 
 from cdc.avro import UNAVAILABLE, frame, string, zigzag
 from cdc.errors import CdcError
+from cdc.postgres import forms
+from cdc.postgres.arrays import shapes_field
 from cdc.postgres.envelope import Transaction
 from cdc.postgres.position import lsn_text
 from cdc.postgres.values import NULL, SOME
 from cdc.table import TableSchema
 
-_STRINGS = frozenset(("text", "other", "json", "enum", "uuid", "timestamptz"))
+_STRINGS = forms.TEXTUAL | {"uuid", "timestamptz", "timetz", "interval"}
+_VARINTS = frozenset(
+    ("int16", "int32", "int64", "uint32", "date", "time_ms", "time_us", "timestamp_ms", "timestamp_us")
+)
+_BYTES = {"boolean": 1, "bit": 1, "float32": 4, "float64": 8}
+
+
+Columns = Sequence[bytes | None]  # Avro with the union's branch; None: not sent
 
 
 class Rows:
@@ -28,8 +37,11 @@ class Rows:
         names = [column.name for column in schema.columns]
         self.key_indexes = [names.index(name) for name in schema.key]
         self.other_indexes = [i for i in range(len(names)) if i not in self.key_indexes]
+        self.array_indexes = [i for i, column in enumerate(schema.columns) if column.type.kind == "array"]
+        self.array_names = [names[i] for i in self.array_indexes]
         self.table = string(schema.id.schema.encode()) + string(schema.id.name.encode())
         self.transaction = Transaction(b"", b"", b"", b"")
+        self._nulls = [NULL] * len(names)
         placeholder = SOME + string(UNAVAILABLE.encode())
         self._placeholders = [
             placeholder if column.type.kind in _STRINGS or column.type.kind == "bytes" else NULL
@@ -40,7 +52,7 @@ class Rows:
         detail = f"a row does not have the form of the table's {len(self.schema.columns)} columns"
         return CdcError("CDC-PG-151", detail, where=f"{self.schema.id} at {lsn_text(lsn)}")
 
-    def key(self, columns: Sequence[bytes | None]) -> bytes | None:
+    def key(self, columns: Columns) -> bytes | None:
         """The framed key. Raises ValueError when a key column was not sent."""
         if self.key_frame is None:
             return None
@@ -49,12 +61,15 @@ class Rows:
             raise ValueError
         return self.key_frame + b"".join(part for part in parts if part is not None)
 
-    def row(self, columns: Sequence[bytes | None], placeholders: bool = False) -> bytes:
-        """A row's body. A column that was not sent is null, or what foreign readers know as unavailable."""
-        absent = self._placeholders if placeholders else [NULL] * len(columns)
-        return b"".join(other if column is None else column for column, other in zip(columns, absent, strict=True))
+    def _row(self, columns: Columns | None, absent: Sequence[bytes]) -> bytes:
+        """`before` or `after`; `absent` stands for columns that were not sent."""
+        if columns is None:
+            return NULL
+        return SOME + b"".join(
+            other if column is None else column for column, other in zip(columns, absent, strict=True)
+        )
 
-    def unchanged(self, columns: Sequence[bytes | None]) -> bytes:
+    def unchanged(self, columns: Columns) -> bytes:
         """The envelope's `unchanged`: the names of the columns that were not sent."""
         names = [name.name for name, column in zip(self.schema.columns, columns, strict=True) if column is None]
         if not names:
@@ -69,18 +84,19 @@ class Rows:
         *,
         unchanged: bytes = NULL,
         moved: bytes = NULL,
-        before: bytes | None = None,
-        after: bytes | None = None,
+        before: Columns | None = None,
+        after: Columns | None = None,
     ) -> bytes:
+        """A framed value. A column that was not sent is null in `before`; in `after` it is what foreign readers know as unavailable."""
         head, times, xid, tail = self.transaction
-        images = [NULL if image is None else SOME + image for image in (before, after)]
         counted = string(b"%d" % sequence)
         row = (
             self.value_frame,
             op,
             unchanged,
             moved,
-            *images,
+            self._row(before, self._nulls),
+            self._row(after, self._placeholders),
             head,
             counted,
             times,
@@ -88,10 +104,19 @@ class Rows:
             xid,
             zigzag(lsn),
             tail,
+            self._shapes(before, after),
         )
         return b"".join(row)
 
-    def row_of_key(self, body: bytes) -> bytes:
+    def _shapes(self, before: Columns | None, after: Columns | None) -> bytes:
+        """The last field, of tables with arrays alone."""
+        if not self.array_indexes:
+            return b""
+        images = [("before", before), ("after", after)]
+        arrays = [(image, [columns[i] for i in self.array_indexes]) for image, columns in images if columns is not None]
+        return shapes_field(self.array_names, arrays)
+
+    def row_of_key(self, body: bytes) -> Columns:
         """The row that has a key's columns and nothing else."""
         columns: list[bytes | None] = [None] * len(self.schema.columns)
         at = 0
@@ -101,7 +126,7 @@ class Rows:
             at = end
         if at != len(body):
             raise ValueError
-        return self.row(columns)
+        return columns
 
 
 def _varint_end(body: bytes, at: int) -> int:
@@ -112,11 +137,11 @@ def _varint_end(body: bytes, at: int) -> int:
 
 def _end_of(kind: str, body: bytes, at: int) -> int:
     """Where the Avro of one key column ends."""
-    if kind in ("boolean", "float32", "float64"):
-        return at + {"boolean": 1, "float32": 4, "float64": 8}[kind]
+    if kind in _BYTES:
+        return at + _BYTES[kind]
     if kind == "numeric":
         at = _varint_end(body, at)
-    elif kind in ("int16", "int32", "int64", "date") or kind.startswith(("time_", "timestamp_")):
+    elif kind in _VARINTS:
         return _varint_end(body, at)
     end = _varint_end(body, at)
     size = sum((byte & 0x7F) << 7 * i for i, byte in enumerate(body[at:end])) >> 1

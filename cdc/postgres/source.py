@@ -23,10 +23,11 @@ from cdc.postgres.facts import Table
 from cdc.postgres.messages import Messages
 from cdc.postgres.position import Snapshot, StreamPosition, lsn_int, lsn_text
 from cdc.postgres.reader import Reader
-from cdc.postgres.relations import NotBinary, Register, Relations, reload, types_of
+from cdc.postgres.relations import NotBinary, Register, Relations, reload
 from cdc.postgres.session import Session
 from cdc.postgres.slot import Publications
 from cdc.postgres.stream import Stream
+from cdc.postgres.type_catalog import types_of
 from cdc.postgres.types import is_exact, logical
 from cdc.selection import TableFilter
 from cdc.source import Chunk, ChunkSpec, Filter, Finding, Piece, Restructured, Run, Unsettled

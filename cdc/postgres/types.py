@@ -1,12 +1,13 @@
 """Postgres types and logical types: what a column's catalogue entry means, and a wire value back as a literal.
 
-A type is exact only when every value of it, extremes included, has an Avro form that holds all of it. Every other type is
-`other`: the text that its output function prints. The binary stream has no form for those (`is_exact`).
+A type has a logical one only when every value of it, extremes included, has an Avro form that holds all of it. Every other type is
+`other`: the text that its output function prints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ from cdc.postgres.calendar import DAY_US, date_of
 from cdc.table import LogicalType
 
 WireValue = Any
+_BOUNDS = re.compile(r"\[(-?\d+):(-?\d+)\]")
 
-NUMERIC_OID, TIME_OID, TIMESTAMP_OID = 1700, 1083, 1114
+NUMERIC_OID, TIME_OID, TIMESTAMP_OID, BIT_OID = 1700, 1083, 1114, 1560
 # OIDs of built-in types are fixed: https://www.postgresql.org/docs/current/catalog-pg-type.html and pg_type.dat.
 _KINDS = {
     16: "boolean",
@@ -26,23 +28,37 @@ _KINDS = {
     21: "int16",
     23: "int32",
     25: "text",
+    26: "uint32",  # oid
     114: "json",
+    142: "xml",
+    600: "point",
     700: "float32",
     701: "float64",
+    790: "money",
     1042: "text",  # bpchar: its padding is part of the value
     1043: "text",  # varchar
     1082: "date",
     1184: "timestamptz",
+    1186: "interval",
+    1266: "timetz",
     2950: "uuid",
+    3614: "tsvector",
     3802: "json",  # jsonb
 }
+
+
+# Types of extensions, by extension and name: their OIDs differ from database to database. The rest are `other`.
+_EXTENSIONS = {"citext.citext": "text", "hstore.hstore": "hstore", "ltree.ltree": "ltree"}
+_NEVER_KEYS = ("array", "hstore", "point")  # the record key has no form for them
 
 
 class PgType(NamedTuple):
     """What the catalogue says about a column's type.
 
     `typtype` is pg_type's. For a domain, `base_oid` and `base_typmod` are those of the type below the last domain; for any other
-    type they repeat `oid` and `typmod`. `labels`: in enumsortorder if the base is an enum, else None.
+    type they repeat `oid` and `typmod`. What follows is said of that base: `labels` in enumsortorder if it is an enum, else None;
+    `base_typtype` is its typtype; `inner` is an array's element, or the subtype of a range or multirange; `extension` is
+    `extension.type` if it belongs to one; `sends`: it has a binary form; `delimiter` separates its values in an array's text.
     """
 
     oid: int
@@ -51,19 +67,43 @@ class PgType(NamedTuple):
     base_oid: int
     base_typmod: int
     labels: tuple[str, ...] | None = None
+    base_typtype: str = "b"
+    inner: PgType | None = None
+    extension: str | None = None
+    sends: bool = True
+    delimiter: str = ","
+
+    @property
+    def is_array(self) -> bool:
+        return self.inner is not None and self.base_typtype == "b"
 
 
-def logical(pg_type: PgType) -> LogicalType:
-    """The logical type; `other` for every type without an exact form."""
+def logical(pg_type: PgType, *, in_key: bool = False) -> LogicalType:
+    """The logical type; `other` for every type without an exact form, and in the key for arrays, hstore and points."""
+    found = _logical(pg_type)
+    return LogicalType("other") if in_key and found.kind in _NEVER_KEYS else found
+
+
+def _logical(pg_type: PgType) -> LogicalType:
     oid, typmod = pg_type.base_oid, pg_type.base_typmod
     if pg_type.labels is not None:
         return LogicalType("enum", labels=pg_type.labels)
+    if pg_type.is_array:
+        assert pg_type.inner is not None
+        element = _logical(pg_type.inner)
+        # Arrays of what has no logical type are text as a whole; so are arrays of a domain over arrays.
+        no_array = element.kind in ("other", "array")
+        return LogicalType("other") if no_array else LogicalType("array", element=element)
+    if pg_type.extension is not None:
+        return LogicalType(_EXTENSIONS.get(pg_type.extension, "other"))
     if oid == NUMERIC_OID:
         return _numeric(typmod)
     if oid == TIME_OID:
         return LogicalType("time_ms" if 0 <= typmod <= 3 else "time_us")
     if oid == TIMESTAMP_OID:
         return LogicalType("timestamp_ms" if 0 <= typmod <= 3 else "timestamp_us")
+    if oid == BIT_OID and typmod > 0:
+        return LogicalType("bit") if typmod == 1 else LogicalType("bits", typmod)
     return LogicalType(_KINDS.get(oid, "other"))
 
 
@@ -81,10 +121,10 @@ def is_exact(logical: LogicalType) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------- wire values as literals
-def wire_text(logical: LogicalType, value: WireValue) -> str:
+def wire_text(logical: LogicalType, value: WireValue, bounds: str = "") -> str:
     """The literal that Postgres reads as this wire value (`cdc.avro.decode_datum`'s form), never NULL.
 
-    Cast to the column's type, it is the value that was captured, whatever the session's settings.
+    Cast to the column's type in a session of ours, it is the value that was captured. `bounds` are an array's, from `shapes`.
     """
     match logical.kind:
         case "boolean":
@@ -109,9 +149,33 @@ def wire_text(logical: LogicalType, value: WireValue) -> str:
             return _infinite(value, INT64_MIN, INT64_MAX) or _timestamp_text(unwrapped(value))
         case "timestamptz":
             return _instant_text(value)
-        case "int16" | "int32" | "int64":
-            return str(value)
+        case "money":
+            return _decimal_text(int.from_bytes(value, "big", signed=True), 2)
+        case "bit":
+            return "1" if value else "0"
+        case "bits":
+            return f"{int.from_bytes(value, 'little'):0{logical.precision}b}"
+        case "point":
+            return f"({_float_text(value['x'])},{_float_text(value['y'])})"
+        case "hstore":
+            pairs = ((_quoted(key), "NULL" if item is None else _quoted(item)) for key, item in value.items())
+            return ", ".join(f"{key}=>{item}" for key, item in pairs)
+        case "array":
+            return _array_text(logical, value, bounds)
     return str(value)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _array_text(logical: LogicalType, value: Sequence[WireValue], bounds: str) -> str:
+    assert logical.element is not None
+    parts = ["NULL" if item is None else _quoted(wire_text(logical.element, item)) for item in value]
+    sizes = [int(upper) - int(lower) + 1 for lower, upper in _BOUNDS.findall(bounds)] or [len(parts)]
+    for size in reversed(sizes[1:]):
+        parts = [f"{{{','.join(parts[i : i + size])}}}" for i in range(0, len(parts), size)]
+    return f"{bounds}{'=' if bounds else ''}{{{','.join(parts)}}}"
 
 
 def wrapped(us: int) -> int:

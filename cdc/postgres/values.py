@@ -107,7 +107,7 @@ def _text_days(text: bytes, bc: bool) -> int:
     return days_of(1 - year if bc else year, month, day)
 
 
-def _text_us(text: bytes) -> int:
+def text_us(text: bytes) -> int:
     """`15:31:00`, with or without a fraction → microseconds."""
     hours, minutes, seconds = text.split(b":")
     seconds, _, fraction = seconds.partition(b".")
@@ -122,7 +122,7 @@ def _text_timestamp(text: bytes, zone: bytes = b"") -> int:
     if not plain.endswith(zone):
         raise ValueError("the session's TimeZone is not UTC")
     date, time = plain[: len(plain) - len(zone)].split(b" ")
-    return _text_days(date, plain != text) * DAY_US + _text_us(time) - EPOCH_2000_US
+    return _text_days(date, plain != text) * DAY_US + text_us(time) - EPOCH_2000_US
 
 
 def text_date(text: bytes) -> bytes:
@@ -133,11 +133,11 @@ def text_date(text: bytes) -> bytes:
 
 
 def text_time_ms(text: bytes) -> bytes:
-    return zigzag(exact_ms(_text_us(text)))
+    return zigzag(exact_ms(text_us(text)))
 
 
 def text_time_us(text: bytes) -> bytes:
-    return zigzag(_text_us(text))
+    return zigzag(text_us(text))
 
 
 def text_timestamp_ms(text: bytes) -> bytes:
@@ -323,6 +323,22 @@ TEXT_FORMS: dict[str, Callable[[bytes], bytes]] = {
     "timestamptz": text_timestamptz,
     "uuid": text_uuid,
     "bytes": text_bytes,
+}
+
+FIXED = {  # kind: struct code, width
+    "boolean": ("B", 1),
+    "int16": ("h", 2),
+    "int32": ("i", 4),
+    "int64": ("q", 8),
+    "float32": ("f", 4),
+    "float64": ("d", 8),
+    "date": ("i", 4),
+    "time_ms": ("q", 8),
+    "time_us": ("q", 8),
+    "timestamp_ms": ("q", 8),
+    "timestamp_us": ("q", 8),
+    "timestamptz": ("q", 8),
+    "uuid": ("16s", 16),
 }
 
 # From what the struct of a fixed-width type gives. Generated code has these inline where a row is likely to be in a hurry.

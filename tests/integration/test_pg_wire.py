@@ -8,13 +8,14 @@ from contextlib import closing
 
 import pytest
 
-from cdc.avro import ChangeEvent, decode_datum, decode_event, schemas_of
+from cdc.avro import ChangeEvent, array_shapes, decode_datum, decode_event, has_arrays, schemas_of
 from cdc.postgres import pgoutput
 from cdc.postgres.codec import compile_chunk, compile_stream, select_list
 from cdc.postgres.envelope import Origin, Transaction
-from cdc.postgres.pgoutput import Relation, RelationColumn, Row
+from cdc.postgres.pgoutput import Relation, Row
 from cdc.postgres.session import Session
-from cdc.postgres.types import PgType, logical, wire_text
+from cdc.postgres.type_catalog import types_of
+from cdc.postgres.types import logical, wire_text
 from cdc.records import Records
 from cdc.source import Move
 from cdc.table import Column, TableId, TableSchema
@@ -77,24 +78,79 @@ EXACT = {
     "dj": ("doc", '{"a": 1}', "[1,  2]"),
     "dd": ("nested", "1.10", "0"),
 }  # fmt: skip
+RARE = {
+    "o": ("oid", "4294967295", "0", "8192"),
+    "ttz": ("timetz", "12:34:56.7+05:45", "24:00:00-15:59", "00:00:00+00", "23:59:59.999999+15:59:59", "01:02:03-00:00:30"),
+    "ttz3": ("timetz(3)", "12:34:56.789-03", "01:02:03+02"),
+    "iv": (
+        *("interval", "1 year -2 days 03:04:05.6", "0", "-178000000 years", "-1 year -2 mons +3 days -04:05:06.000001"),
+        *("178956970 years 7 mons 2147483647 days 2562047788:00:54.775806", "-0.5 s", "-00:00:00.000001", "1 mon"),
+        *("P-178956970Y-8M-2147483648DT-2562047788H0M-54.775807S", "100 days", "00:01"),
+    ),
+    "ivy": ("interval year to month", "1 year 2 mons", "0"),
+    "cash": ("money", "-12.34", "1234567.89", "-92233720368547758.08", "92233720368547758.07", "0", "0.05"),
+    "one": ("bit(1)", "0", "1", "0"),
+    "five": ("bit(5)", "10101", "00001", "10000", "00000"),
+    "sixteen": ("bit(16)", "1000000000000001", "0000000100000000"),
+    "tsv": ("tsvector", "'a':1 'b''c':2", "'x':1A,2B,3C,4D,16383 'y\\\\z' 'ä ö'", "", "'''' '\\\\'"),
+    "pt": ("point", "(0,0)", "(1.1,-0)", "(NaN,Infinity)", "(1e-300,-1.7976931348623157e308)"),
+    "ia": ("integer[]", "{}", "{1,NULL,3}", "[0:1]={1,2}", "{{1,2},{3,NULL}}", "[-1:0][2:2]={{5},{6}}", "{NULL}", "{-2147483648}"),
+    "ta": (
+        *("text[]", "{}", '{"a,b","q\\"",NULL,"NULL",""}', '{{"{","}"},{"\\\\","x y"}}', '{null,"null"}', "{ä, b }"),
+        '[3:4]={"a=b","[1:2]={}"}',
+    ),
+    "na": ("numeric(7,2)[]", "{}", "{1.10,NaN,-99999.99}", "{0}"),
+    "nu": ("numeric[]", "{}", "{1.10,NaN,Infinity,1e30,0.000}"),
+    "tza": ("timestamptz[]", "{}", '{infinity,"2026-11-23 15:31:00+05:45","0001-12-31 23:59:59.5+00 BC"}'),
+    "da": ("date[]", "{}", '{infinity,"0044-03-15 BC",2026-11-23}'),
+    "tma": ("time(3)[]", "{}", "{24:00:00,01:02:03.456}"),
+    "ba": ("boolean[]", "{}", "{t,f,NULL}"),
+    "fa": ("real[]", "{}", "{0.1,NaN,-Infinity,1e-45}"),
+    "ra": ("bytea[]", "{}", '{"\\\\x00ff","\\\\x"}'),
+    "ua": ("uuid[]", "{}", "{A0EEBC99-9c0b-4ef8-bb6d-6bb9bd380a11}"),
+    "ja": ("json[]", "{}", '{"{\\"a\\":  1}",NULL,"null","[1,2]"}'),
+    "jba": ("jsonb[]", "{}", '{"{\\"a\\":  1}",NULL,"null","[1,2]"}'),
+    "ea": ("mood[]", "{}", '{it\'\'s,"q\\"","c,d","line\nfeed",""}'),
+    "pa": ("point[]", "{}", '{"(1,2)","(-0,NaN)"}'),
+    "va": ("interval[]", "{}", '{"1 day","-1 mon 00:00:00.5"}'),
+    "ca": ("money[]", "{}", '{"-$1,234.50",NULL}'),
+    "bta": ("bit(9)[]", "{}", "{101010101,000000001}"),
+    "oa": ("oid[]", "{}", "{1,4294967295}"),
+    "tva": ("tsvector[]", "{}", """{"'a':1 'b'","'c'"}"""),
+    "dom": ("numbers", "{}", "{1,2}", "{{1},{2}}"),
+    "doma": ("money_like[]", "{}", "{1.10,NULL}"),
+}  # fmt: skip
 OTHER = {
     "c1": ('"char"', "", "a", "\\377"),
-    "iv": ("interval", "1 year -2 days 03:04:05.6", "0", "-178000000 years"),
-    "ttz": ("timetz", "12:34:56.7+05:45", "24:00:00-15:59"),
     "ip": ("inet", "10.0.0.1", "10.0.0.1/8", "::1"),
     "net": ("cidr", "10.0.0.0/8", "10.1.2.3/32"),
-    "arr": ("integer[]", "{}", "{1,NULL,3}", "[0:1]={1,2}"),
-    "tarr": ("text[]", '{"a,b","q\\"",NULL,"NULL",""}'),
     "pair": ("pair", "(,)", '(1,"a ""b"" ,c")', "(,x)"),
-    "jp": ("jsonpath", "$.a[*] ? (@ > 1.50)"),
-    "cash": ("money", "-12.34", "1234567.89"),
+    "jp": ("jsonpath", "$", "$.a[*] ? (@ > 1.50)"),
     "bits": ("bit varying", "", "10101"),
-    "pt": ("point", "(1.1,-0)", "(NaN,Infinity)"),
     "rng": ("numrange", "empty", "[1.10,)", "(,)"),
-    "tsv": ("tsvector", "'a':1 'b''c':2"),
-    "o": ("oid", "4294967295"),
-    "da": ("numbers", "{1,2}"),
+    "boxes": ("box[]", "{}", "{(2,2),(1,1);(0,0),(-1,-1)}"),
+    "pairs": ("pair[]", "{}", '{"(1,a)","(,\\"b c\\")"}'),
+    "ips": ("inet[]", "{}", "{10.0.0.1,::1,NULL}"),
+    "aa": ("numbers[]", "{}", '{"{1,2}","{3}"}'),
+    "iv2": ("int2vector", "", "1 2 3"),
 }
+EXTENSIONS = {
+    "hs": ("hstore", '"a"=>"1", "b"=>NULL', '"q\\"\\\\"=>"x, \\"y\\"=>z", ""=>"", "NULL"=>"NULL"', "", "ä=>ö, aa=>b"),
+    "hsa": ("hstore[]", "{}", '{"\\"a\\"=>\\"1\\"",NULL,""}', "{{a=>b},{c=>NULL}}"),
+    "lt": ("ltree", "Top.Science.Astronomy", "", "a_b"),
+    "lta": ("ltree[]", "{}", '{a.b,"",NULL}', "[0:0]={x}"),
+    "ci": ("citext", "", "MiXed", "a\\b"),
+    "cia": ("citext[]", "{}", '{A,"b c",NULL}'),
+    "x": (
+        *("xml", "<a>1</a>", '<?xml version="1.0" encoding="UTF-8"?><a/>'),
+        *('<?xml version="1.1" standalone="yes"?>\n<a>ä</a>', "", "a &amp; b"),
+    ),
+    "xa": ("xml[]", "{}", '{<a/>,NULL,"<b c=\\"d\\"/>"}'),
+    "dh": ("pairs", "a=>b", "c=>NULL"),
+}  # fmt: skip
+EXTENDED = """
+CREATE EXTENSION hstore; CREATE EXTENSION ltree; CREATE EXTENSION citext; CREATE DOMAIN pairs AS hstore;
+"""
 TYPES = """
 CREATE TYPE mood AS ENUM ('it''''s', 'q"', 'c,d', E'line\\nfeed', '');
 CREATE DOMAIN money_like AS numeric(7,2) CHECK (VALUE IS NULL OR VALUE::text <> '0.13');
@@ -126,25 +182,14 @@ def slot(session: Session) -> str:
     return f"wire_{oid}"
 
 
-def column_of(session: Session, column: RelationColumn) -> Column:
-    """What the catalogue says of a streamed column."""
-    oid, typmod, typtypes = column.type_oid, column.typmod, ""
-    while not typtypes.endswith(("b", "e", "c", "r", "p", "m")):
-        ((typtype, below, modifier),) = session.run(
-            "SELECT typtype, typbasetype::int8, typtypmod FROM pg_type WHERE oid = $1", [oid]
-        )
-        typtypes += str(typtype)
-        oid, typmod = (int(below or 0), int(modifier or 0)) if typtype == "d" else (oid, typmod)
-    found = session.run("SELECT enumlabel FROM pg_enum WHERE enumtypid = $1 ORDER BY enumsortorder", [oid])
-    labels = tuple(str(label) for (label,) in found) if typtypes.endswith("e") else None
-    ((verbatim,),) = session.run("SELECT format_type($1, $2)", [column.type_oid, column.typmod])
-    pg_type = PgType(column.type_oid, column.typmod, typtypes[0], oid, typmod, labels)
-    return Column(column.name, logical(pg_type), str(verbatim))
-
-
 def schema_of(session: Session, relation: Relation, key: Sequence[str]) -> TableSchema:
-    columns = tuple(column_of(session, column) for column in relation.columns)
-    return TableSchema(TableId(relation.schema, relation.name), columns, tuple(key))
+    columns = [(column.name, column.type_oid, column.typmod) for column in relation.columns]
+    types = types_of(session, [(oid, typmod) for _, oid, typmod in columns])
+    made = (
+        Column(name, logical(types[oid, typmod][0], in_key=name in key), types[oid, typmod][1])
+        for name, oid, typmod in columns
+    )
+    return TableSchema(TableId(relation.schema, relation.name), tuple(made), tuple(key))
 
 
 def peek(session: Session, binary: bool) -> Iterator[bytes]:
@@ -214,8 +259,20 @@ def session(database: Database) -> Iterator[Session]:
         yield session
 
 
-@pytest.mark.parametrize("columns", [EXACT, OTHER], ids=["exact", "other"])
+@pytest.mark.parametrize("columns", [EXACT, RARE, OTHER], ids=["exact", "rare", "other"])
 def test_the_same_row_gives_the_same_bytes(session: Session, columns: dict[str, tuple[str, ...]]) -> None:
+    same_bytes(session, columns)
+
+
+@pytest.mark.majors(15)
+def test_types_of_extensions(session: Session) -> None:
+    session.run(EXTENDED)
+    same_bytes(session, EXTENSIONS)
+    session.run(f"INSERT INTO {NAME} (id, lt, dh, hs) VALUES (100, 'x', 'a=>b', 'c=>d')")
+    same_text(session, Captured(session, binary=True).schema)
+
+
+def same_bytes(session: Session, columns: dict[str, tuple[str, ...]]) -> None:
     names = make(session, columns)
     if columns is EXACT:
         session.run(f"INSERT INTO {NAME} (id, txt, raw, num) SELECT 99, string_agg(md5(i::text), ''), "
@@ -244,19 +301,30 @@ def test_the_same_row_gives_the_same_bytes(session: Session, columns: dict[str, 
             == list(map(repr, rows))
         )
         assert [(repr(event.before), event.after) for event in deletes] == [(repr(row), None) for row in rows]
+        if has_arrays(schema):
+            value_schema = schemas_of("shop", schema, "postgresql").value
+            found = [[array_shapes(value_schema, value) for value in captured.values[kind]] for kind in "IUD"]
+            shapes = [inserted.get("after") for inserted in found[0]]
+            assert found[1] == [{"before": shape, "after": shape} if shape else {} for shape in shapes]
+            assert found[2] == [{"before": shape} if shape else {} for shape in shapes]
 
 
-@pytest.mark.parametrize("columns", [EXACT, OTHER], ids=["exact", "other"])
+@pytest.mark.parametrize("columns", [EXACT, RARE, OTHER], ids=["exact", "rare", "other"])
 def test_the_bytes_mean_what_the_server_prints(session: Session, columns: dict[str, tuple[str, ...]]) -> None:
     make(session, columns)
-    schema = Captured(session, binary=False).schema
+    same_text(session, Captured(session, binary=False).schema)
+
+
+def same_text(session: Session, schema: TableSchema | None) -> None:
     assert schema is not None
     read = chunk(session, schema)
-    for event in events(schema, read.values, read.keys):
+    value_schema = schemas_of("shop", schema, "postgresql").value
+    for value_bytes, event in zip(read.values, events(schema, read.values, read.keys), strict=True):
         assert event.after is not None
+        shapes = array_shapes(value_schema, value_bytes).get("after", {}) if has_arrays(schema) else {}
         for column in schema.columns:
             value, name = event.after[column.name], '"' + column.name + '"'
-            literal = None if value is None else wire_text(column.type, value)
+            literal = None if value is None else wire_text(column.type, value, shapes.get(column.name, ""))
             ((printed, given),) = session.run(
                 f"SELECT CASE WHEN {name} IS DISTINCT FROM NULL THEN format('%s', {name}) END, "
                 f"CASE WHEN $1::text IS NOT NULL THEN format('%s', $1::text::{column.source_type}) END FROM {NAME} WHERE id = $2",

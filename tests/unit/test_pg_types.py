@@ -27,9 +27,10 @@ def numeric_typmod(precision: int, scale: int) -> int:
     ("oid", "kind"),
     [
         *[(16, "boolean"), (17, "bytes"), (18, "other"), (19, "text"), (20, "int64"), (21, "int16"), (23, "int32"), (25, "text")],
-        *[(26, "other"), (114, "json"), (142, "other"), (700, "float32"), (701, "float64"), (869, "other"), (1007, "other")],
+        *[(26, "uint32"), (114, "json"), (142, "xml"), (600, "point"), (700, "float32"), (701, "float64"), (790, "money")],
+        *[(28, "other"), (869, "other"), (1007, "other"), (1562, "other"), (3614, "tsvector"), (3615, "other")],
         *[(1042, "text"), (1043, "text"), (1082, "date"), (1083, "time_us"), (1114, "timestamp_us"), (1184, "timestamptz")],
-        *[(1186, "other"), (1266, "other"), (1700, "numeric"), (2950, "uuid"), (3802, "json"), (3904, "other"), (99_999, "other")],
+        *[(1186, "interval"), (1266, "timetz"), (1560, "other"), (1700, "numeric"), (2950, "uuid"), (3802, "json"), (3904, "other"), (99_999, "other")],
     ],
 )  # fmt: skip
 def test_builtin_types(oid: int, kind: str) -> None:
@@ -62,7 +63,7 @@ def test_time_modifiers(precision: int) -> None:
 
 def test_domains_are_their_base_and_enums_keep_their_labels() -> None:
     assert logical(PgType(50_000, -1, "d", 1700, numeric_typmod(7, 2))) == LogicalType("decimal", 7, 2)
-    assert logical(PgType(50_000, -1, "d", 1007, -1)) == LogicalType("other")
+    assert logical(PgType(50_000, -1, "d", 3910, -1)) == LogicalType("other")
     labels = ("a", "it's", "c,d")
     assert logical(PgType(50_001, -1, "e", 50_001, -1, labels)) == LogicalType("enum", labels=labels)
     assert logical(PgType(50_002, -1, "d", 50_001, -1, labels)) == LogicalType("enum", labels=labels)
@@ -73,6 +74,14 @@ def test_domains_are_their_base_and_enums_keep_their_labels() -> None:
     ("kind", "value", "text"),
     [
         ("boolean", True, "true"),
+        ("uint32", 2**32 - 1, "4294967295"),
+        ("timetz", "24:00:00.000000-15:59:59", "24:00:00.000000-15:59:59"),
+        ("interval", "P1Y2M-3DT4H5M6.789S", "P1Y2M-3DT4H5M6.789S"),
+        ("money", decimal_bytes(-5), "-0.05"),
+        ("money", decimal_bytes(INT64_MIN), "-92233720368547758.08"),
+        ("bit", True, "1"),
+        ("point", {"x": -0.0, "y": float("inf"), "wkb": b"", "srid": None}, "(-0.0,Infinity)"),
+        ("hstore", {"a": "1", 'q"\\': None, "": ""}, '"a"=>"1", "q\\"\\\\"=>NULL, ""=>""'),
         ("int64", INT64_MIN, "-9223372036854775808"),
         ("float64", float("nan"), "NaN"),
         ("float64", float("-inf"), "-Infinity"),
@@ -106,6 +115,41 @@ def test_domains_are_their_base_and_enums_keep_their_labels() -> None:
 )  # fmt: skip
 def test_wire_values_as_literals(kind: str, value: object, text: str) -> None:
     assert wire_text(LogicalType(kind), value) == text
+
+
+def test_bit_strings_and_arrays() -> None:
+    assert logical(PgType(1560, 1, "b", 1560, 1)) == LogicalType("bit")
+    assert logical(PgType(1560, 12, "b", 1560, 12)) == LogicalType("bits", 12)
+    assert wire_text(LogicalType("bits", 12), b"\x01\x08") == "100000000001"
+    numeric = PgType(1700, numeric_typmod(7, 2), "b", 1700, numeric_typmod(7, 2))
+    array = PgType(1231, numeric.typmod, "b", 1231, numeric.typmod, inner=numeric)
+    assert logical(array) == LogicalType("array", element=LogicalType("decimal", 7, 2))
+    assert logical(array, in_key=True) == LogicalType("other")
+    assert logical(PgType(60_000, -1, "b", 60_000, -1, inner=array._replace(typtype="d"))) == LogicalType("other")
+    assert logical(PgType(1041, -1, "b", 1041, -1, inner=PgType(869, -1, "b", 869, -1))) == LogicalType("other")
+    assert logical(PgType(3906, -1, "r", 3906, -1, base_typtype="r", inner=numeric)) == LogicalType("other")
+
+
+def test_types_of_extensions_are_known_by_their_extension() -> None:
+    for name, kind in {"hstore.hstore": "hstore", "citext.citext": "text", "ltree.lquery": "other"}.items():
+        assert logical(PgType(50_000, -1, "b", 50_000, -1, extension=name)).kind == kind
+    assert logical(PgType(50_000, -1, "b", 50_000, -1)).kind == "other"
+    hstore = PgType(50_000, -1, "b", 50_000, -1, extension="hstore.hstore")
+    assert [logical(hstore, in_key=in_key).kind for in_key in (False, True)] == ["hstore", "other"]
+    assert logical(PgType(600, -1, "b", 600, -1), in_key=True).kind == "other"
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "text"),
+    [
+        ([], "", "{}"),
+        ([1, None], "", '{"1",NULL}'),
+        ([1, 2, 3, None], "[1:2][0:1]", '[1:2][0:1]={{"1","2"},{"3",NULL}}'),
+        ([1], "[-5:-5][1:1][2:2]", '[-5:-5][1:1][2:2]={{{"1"}}}'),
+    ],
+)
+def test_arrays_as_literals(value: list[object], bounds: str, text: str) -> None:
+    assert wire_text(LogicalType("array", element=LogicalType("int32")), value, bounds) == text
 
 
 @given(st.integers(-(10**40), 10**40), st.integers(0, 40))
