@@ -181,6 +181,8 @@ def _source(config: Config, survey: Survey, problems: list[str]) -> tuple[Mappin
             tables = ", ".join(map(str, wiring.waiting_for(survey)))
             mend = "commit them, roll them back, or: SELECT pg_terminate_backend(pid)"
             problems.append(f"{tables} can be loaded only when these end: {'; '.join(seen.waits)} → {mend}")
+        if seen.locks:
+            problems.append(f"tables that load are locked by {'; '.join(seen.locks)}")
     return found, seen
 
 

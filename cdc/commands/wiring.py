@@ -10,7 +10,8 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from cdc.config import Config, ServerConfig
+from cdc.config import Config
+from cdc.config_sections import ServerConfig
 from cdc.config_values import Address
 from cdc.errors import CdcError
 from cdc.health import until_loss_s
@@ -37,8 +38,10 @@ def source(
     look at, when it is not the first epoch's."""
     match config.source.url.scheme:
         case "postgresql" | "postgres":
+            from cdc.postgres.chunks import ReadLimits
             from cdc.postgres.source import PostgresSource
 
+            limits = {name: getattr(config.source, name) for name in ReadLimits._fields}
             return PostgresSource(
                 config.source.url.reveal(),
                 pipeline=config.pipeline,
@@ -49,6 +52,7 @@ def source(
                 publication=config.source.publication,
                 heartbeat_s=config.source.heartbeat_s,
                 messages=config.source.messages,
+                read_limits=ReadLimits(**limits),
             )
     raise _unknown(config.source.url)
 
@@ -132,7 +136,7 @@ def shifted(base: Address, config: Config, role: str) -> Address:
 
 class Look(NamedTuple):
     """The source as status sees it. `head` and `done` are places in its log that compare: its end, and how far the log of ours
-    goes. `waits` says which transactions keep tables from being loaded."""
+    goes. `waits` says which transactions keep tables from being loaded, `locks` who holds locks on those that load."""
 
     status: dict[str, Json]
     tables: list[TableId]
@@ -140,6 +144,7 @@ class Look(NamedTuple):
     head: int | None
     done: int | None
     waits: list[str]
+    locks: list[str]
 
 
 def look(config: Config, survey: Survey, *, closely: bool = True) -> Look:
@@ -159,7 +164,8 @@ def look(config: Config, survey: Survey, *, closely: bool = True) -> Look:
             status["until_loss_min_s"] = config.source.until_loss_hours_min * 3600
             estimates = glance.row_estimates(url, {*tables, *survey.tables}) if closely else {}
             waits = glance.waits(url, waiting_for(survey)) if closely else []
-            return Look(status, tables, estimates, head, done, waits)
+            locks = glance.locks(url, loading(survey)) if closely else []
+            return Look(status, tables, estimates, head, done, waits, locks)
     raise _unknown(config.source.url)
 
 
@@ -172,6 +178,11 @@ def schemas(config: Config) -> list[TableSchema]:
             insert_only = [table for table, rule in config.rules.items() if rule.insert_only]
             return glance.schemas(config.source.url.reveal(), config.source.publication, config.tables, insert_only)
     raise _unknown(config.source.url)
+
+
+def loading(survey: Survey) -> list[TableId]:
+    """The tables whose existing rows are being read."""
+    return [TableId(*table) for table, _ in survey.last.position.load.get("loading", ())] if survey.last else []
 
 
 def waiting_for(survey: Survey) -> dict[TableId, list[int]]:

@@ -15,6 +15,7 @@ from cdc.table import TableId
 
 _log = journal("cdc.postgres")
 
+SAID_AFTER_S = 5.0  # what passes by itself in a moment is nobody's concern
 SAID_EVERY_S = 30.0
 
 # State and times of other roles' sessions are shown to members of pg_read_all_stats alone.
@@ -67,21 +68,19 @@ def locking(session: Session, tables: Iterable[TableId]) -> list[str]:
 
 
 class Said:
-    """Log lines about a wait, not more often than every SAID_EVERY_S for each thing that waits."""
+    """Log lines about waits: after SAID_AFTER_S, and from then on every SAID_EVERY_S."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._next: dict[str, float] = {}
 
-    def due(self, what: str) -> bool:
-        """Is it time for a line about `what`? The first time too."""
+    def waits(self, what: str, reason: Callable[[], str]) -> None:
+        """`what` waits; `reason` is asked when it is time for a line."""
         now = self._clock()
-        if now < self._next.get(what, now):
-            return False
-        self._next[what] = now + SAID_EVERY_S
-        return True
+        if now >= self._next.setdefault(what, now + SAID_AFTER_S):
+            self._next[what] = now + SAID_EVERY_S
+            _log.warning("waiting", what=what, reason=reason())
 
-    def waits(self, what: str, reason: str) -> None:
-        """Say that `what` waits, and why."""
-        if self.due(what):
-            _log.warning("waiting", what=what, reason=reason)
+    def goes_on(self, what: str) -> None:
+        """`what` waits no more."""
+        self._next.pop(what, None)

@@ -23,13 +23,40 @@ from cdc.postgres.slot import Publications
 from cdc.postgres.types import wire_text
 from cdc.records import Records
 from cdc.source import Chunk, ChunkSpec, Piece, Restructured, Unsettled
-from cdc.table import TableSchema
+from cdc.table import TableId, TableSchema
 
 Json = Any
 
 SETTLE_S = 0.2
 SETTLE_PAUSE_S = 0.01
-LOCK_TIMEOUT_MS = 1000
+SMALLER = 100  # a chunk of which no row came in time is read in parts of this many
+
+_CANCELLED, _NO_LOCK = "57014", "55P03"
+
+
+class ReadLimits(NamedTuple):
+    """What reads of existing rows may cost the source. A table without key is read in one transaction whatever these say."""
+
+    lock_timeout_s: float = 1.0
+    statement_timeout_s: float | None = None
+    transaction_s_max: float = 60.0
+    read_bytes_per_s: int | None = None
+
+
+class Pace:
+    """No more than `bytes_per_s` on average; None: as fast as can be."""
+
+    def __init__(self, bytes_per_s: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bytes_per_s, self._clock = bytes_per_s, clock
+        self._next_s = 0.0
+
+    @property
+    def due(self) -> bool:
+        return self._clock() >= self._next_s
+
+    def took(self, size: int) -> None:
+        if self._bytes_per_s:
+            self._next_s = max(self._next_s, self._clock()) + size / self._bytes_per_s
 
 
 class _Read(NamedTuple):
@@ -39,6 +66,7 @@ class _Read(NamedTuple):
     schema: TableSchema
     codec: ChunkCodec
     snapshot: str
+    until_s: float
 
 
 class Chunks:
@@ -51,24 +79,54 @@ class Chunks:
         publications: Publications,
         origin: Origin,
         tick: Callable[[], None],
+        limits: ReadLimits | None = None,
     ) -> None:
         self._connect, self._relations, self._publications = connect, relations, publications
-        self._origin, self._tick = origin, tick
+        self._origin, self._tick, self._limits = origin, tick, limits or ReadLimits()
         self._session: Session | None = None
+        self._pace, self._said = Pace(self._limits.read_bytes_per_s), blockers.Said()
+        self._smaller: dict[TableId, int] = {}  # rows of a chunk, where as many as were asked for take too long
         self.last_snapshot: Snapshot | None = None
 
     def read(self, spec: ChunkSpec, at: StreamPosition, sequence: int) -> Chunk | Unsettled | Restructured:
-        """`Source.read_chunk`. The records' sequence numbers follow `sequence`."""
-        session = self._ready()
+        """`Source.read_chunk`. The records' sequence numbers follow `sequence`. A chunk for which there is no time is one of fewer
+        rows, or Unsettled and smaller the next time."""
+        if not (spec.keys or self._pace.due):
+            return Unsettled("as many bytes as `read_bytes_per_s` allows have been read")
+        session, spec, what = self._ready(), self._allowed(spec), f"a chunk of {spec.table}"
         opened = self._open(session, spec, at)
-        if not isinstance(opened, _Read):
+        chunk = self._chunk(session, spec, opened, at, sequence) if isinstance(opened, _Read) else opened
+        if session.in_transaction and not (spec.keyless and isinstance(chunk, Chunk)):
             session.run("ROLLBACK")
-            return opened
+        if isinstance(chunk, Unsettled):
+            reason = chunk.reason
+            self._said.waits(what, lambda: reason)
+        else:
+            self._said.goes_on(what)
+        return chunk
+
+    def _allowed(self, spec: ChunkSpec) -> ChunkSpec:
+        """As much of it as there is time for, by what was seen, and not much more than a second's bytes."""
+        rows = self._smaller.get(spec.table, spec.rows_max)
+        size = min(spec.bytes_max, self._limits.read_bytes_per_s or spec.bytes_max)
+        return spec._replace(keys=spec.keys[:rows], rows_max=min(rows, spec.rows_max), bytes_max=size)
+
+    def _chunk(
+        self, session: Session, spec: ChunkSpec, opened: _Read, at: StreamPosition, sequence: int
+    ) -> Chunk | Unsettled:
         if spec.keyless:
             return Chunk(spec, self._pieces(session, spec, opened, at, sequence), opened.snapshot)
         read = self._keys if spec.keys else self._range
-        piece = read(session, spec, opened, at, sequence)
-        session.run("ROLLBACK")
+        try:
+            piece = read(session, spec, opened, at, sequence)
+        except SqlFailed as error:
+            if error.sqlstate != _CANCELLED:
+                raise
+            rows = len(spec.keys) or spec.rows_max
+            self._smaller[spec.table] = max(1, rows // SMALLER)
+            return Unsettled(f"no time to read {rows} rows of {spec.table} at once: fewer are read", only_this=True)
+        if 0 < (rows := self._smaller.pop(spec.table, 0)) <= spec.rows_max:
+            self._smaller[spec.table] = rows * 2  # there may be time for more again
         return Chunk(spec, [piece], opened.snapshot)
 
     def close(self) -> None:
@@ -87,9 +145,10 @@ class Chunks:
 
     def _open(self, session: Session, spec: ChunkSpec, at: StreamPosition) -> _Read | Unsettled | Restructured:
         """Lock, then the snapshot, then the checks (D1, in this order: a snapshot that is older than a rewrite reads nothing)."""
-        text = self._settled(session, spec, at)
-        if isinstance(text, Unsettled):
-            return text
+        settled = self._settled(session, spec, at)
+        if isinstance(settled, Unsettled):
+            return settled
+        text, until_s = settled
         table = facts.by_name(session, self._publications, [spec.table]).get(spec.table)
         if table is None:
             raise _gone(spec)
@@ -108,23 +167,26 @@ class Chunks:
                 )
         schema, codec = self._relations.chunked(session, table)
         self.last_snapshot = snapshot
-        return _Read(table, schema, codec, text)
+        return _Read(table, schema, codec, text, until_s)
 
-    def _settled(self, session: Session, spec: ChunkSpec, at: StreamPosition) -> str | Unsettled:
-        """A transaction whose snapshot sees all that was delivered; the snapshot. It is taken anew for a moment, since on a busy
-        synchronous server some delivered commit is nearly always still invisible."""
+    def _settled(self, session: Session, spec: ChunkSpec, at: StreamPosition) -> tuple[str, float] | Unsettled:
+        """A transaction whose snapshot sees all that was delivered; the snapshot, and when it has to be over. It is taken anew for a
+        moment, since on a busy synchronous server some delivered commit is nearly always still invisible."""
         only = "" if spec.facts["children"] else "ONLY "
         deadline = time.monotonic() + SETTLE_S
         while True:
+            until_s = time.monotonic() + self._limits.transaction_s_max
             try:
                 session.run(
-                    f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; "
+                    f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = {_ms(self._limits.lock_timeout_s)}; "
                     f"LOCK TABLE {only}{sql.qualified(spec.table)} IN ACCESS SHARE MODE",
                     doing=f"locking {spec.table}",
                 )
             except SqlFailed as error:
-                if error.sqlstate == "55P03":
-                    return Unsettled(f"{spec.table} is locked by another session", only_this=True)
+                if error.sqlstate == _NO_LOCK:
+                    session.run("ROLLBACK")
+                    named = "; ".join(blockers.locking(session, [spec.table])) or "another session"
+                    return Unsettled(f"{spec.table} is locked by {named}", only_this=True)
                 if error.sqlstate in ("42P01", "3F000"):
                     raise _gone(spec) from None
                 raise
@@ -132,7 +194,7 @@ class Chunks:
             snapshot = Snapshot.parse(text)
             missing = [xid for xid in at.unseen if not snapshot.sees(xid)]
             if not missing:
-                return text
+                return text, until_s
             if time.monotonic() > deadline:
                 named = "; ".join(blockers.running(session, missing)) or ", ".join(map(str, missing))
                 return Unsettled(f"delivered transactions are not yet visible: {named}")
@@ -144,21 +206,31 @@ class Chunks:
         only = "" if read.table.kind == "p" else "ONLY "
         text = f"SELECT {', '.join(select_list(read.schema))} FROM {only}{sql.qualified(spec.table)}{condition}"
         doing = f"reading {spec.table}"
+        if not spec.keyless:
+            left_s = max(0.001, read.until_s - time.monotonic())
+            session.run(f"SET LOCAL statement_timeout = {_ms(min(left_s, self._limits.statement_timeout_s or left_s))}")
         session.copy_out(f"COPY ({text}) TO STDOUT (FORMAT binary)", doing)
         return session.copied(doing)
 
     def _range(self, session: Session, spec: ChunkSpec, read: _Read, at: StreamPosition, sequence: int) -> Piece:
-        """Up to `rows_max` rows after `after`, fewer when they reach `bytes_max`."""
+        """Up to `rows_max` rows after `after`, fewer when they reach `bytes_max`, or when the time is over. Raises SqlFailed when
+        it is over before the first one."""
         where = "" if spec.after is None else f" WHERE {_beyond(session, read, _values(read.schema, spec.after))}"
         order = f" ORDER BY {sql.columns(read.schema.key)} LIMIT {spec.rows_max}"
         payloads, size, ended = [], 0, True
-        for payload in self._rows(session, spec, read, where + order):
-            payloads.append(payload)
-            size += len(payload)
-            if size >= spec.bytes_max:
-                session.cancel_copy()
-                ended = False
-                break
+        try:
+            for payload in self._rows(session, spec, read, where + order):
+                payloads.append(payload)
+                size += len(payload)
+                if size >= spec.bytes_max:
+                    session.cancel_copy()
+                    ended = False
+                    break
+        except SqlFailed as error:
+            if error.sqlstate != _CANCELLED or not payloads:
+                raise
+            ended = False  # what came before the end of the time is a valid prefix
+        self._pace.took(size)
         records = Records()
         after = read.codec.encode(payloads, sequence + 1, at.lsn, self._reading(), records) - 1
         ended = ended and len(records) < spec.rows_max
@@ -205,6 +277,10 @@ class Chunks:
 
     def _reading(self) -> Any:
         return self._origin.reading(time.time_ns() // 1000)
+
+
+def _ms(seconds: float) -> int:
+    return max(1, int(seconds * 1000))  # 0 would be no limit at all
 
 
 def _gone(spec: ChunkSpec) -> CdcError:

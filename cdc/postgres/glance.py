@@ -59,6 +59,14 @@ def waits(url: str, tables: Mapping[TableId, Sequence[int]]) -> list[str]:
 
 
 def schemas(url: str, publication: str, wanted: TableFilter, insert_only: Iterable[TableId]) -> list[TableSchema]:
+def locks(url: str, tables: Sequence[TableId]) -> list[str]:
+    """Who keeps these tables from being read, in words."""
+    if not tables:
+        return []
+    with closing(Session(url, APPLICATION)) as session:
+        return blockers.locking(session, tables)
+
+
     """The selected tables as their loads would read them, for the targets' preflight."""
     with closing(Session(url, APPLICATION)) as session:
         found = facts.candidates(session, slot.Publications.named(publication))

@@ -184,6 +184,8 @@ def find(session: Session, name: str) -> Slot | None:
 def create(replication: Session, control: Session, name: str) -> int:
     """Make the slot; the LSN where it starts. Transactions that are running keep it waiting, up to SLOT_WAIT_S."""
     replication.settings({"lock_timeout": f"{int(SLOT_WAIT_S * 1000)}"})
+    said, idle = blockers.Said(), replication.idle
+    replication.idle = lambda: said.waits(f"the slot {name}", lambda: "; ".join(blockers.running(control)))
     try:
         rows = replication.run(
             f"CREATE_REPLICATION_SLOT {sql.ident(name)} LOGICAL pgoutput NOEXPORT_SNAPSHOT",
@@ -196,6 +198,8 @@ def create(replication: Session, control: Session, name: str) -> int:
         if error.sqlstate == "53400":
             raise CdcError("CDC-PG-111", "no free replication slot on the server") from None
         raise
+    finally:
+        replication.idle = idle
     replication.settings({"lock_timeout": "0"})
     return lsn_int(rows[0][1] or "")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from cdc.errors import EXIT_UNAVAILABLE, CdcError, Unavailable, entry
 from cdc.postgres import facts, preflight, retention, slot, sql
-from cdc.postgres.chunks import Chunks
+from cdc.postgres.chunks import Chunks, ReadLimits
 from cdc.postgres.envelope import Origin
 from cdc.postgres.facts import Table
 from cdc.postgres.messages import Messages
@@ -58,13 +58,14 @@ class PostgresSource:
         publication: str | None = None,
         heartbeat_s: float = 10.0,
         decoding_memory: str = "64MB",
+        read_limits: ReadLimits | None = None,
     ) -> None:
         self._url, self._pipeline, self._register = url, pipeline, register
         self._select, self._insert_only = TableFilter.parse(tables), frozenset(insert_only)
         self._messages = Messages(pipeline, register, messages)
         self._slot_base = slot_name or slot.slot_name(pipeline)
         self._publications = Publications.named(publication or slot.slot_name(pipeline))
-        self._heartbeat_s, self._decoding_memory = heartbeat_s, decoding_memory
+        self._heartbeat_s, self._decoding_memory, self._read_limits = heartbeat_s, decoding_memory, read_limits
         self._application = f"penstock:{pipeline}"
         self._control: Session | None = None
         self._reader: Reader | None = None
@@ -140,7 +141,9 @@ class PostgresSource:
         self._origin = Origin(self._pipeline, database, epoch, version("penstock"))
         self._relations = Relations(control, self._pipeline, self._register, self._publications, self._insert_only)
         self._stream(replication, position, sequence, binary=self._all_exact(control))
-        self._chunks = Chunks(self._connect, self._relations, self._publications, self._origin, self._beat)
+        self._chunks = Chunks(
+            self._connect, self._relations, self._publications, self._origin, self._beat, self._read_limits
+        )
         control.idle = self._beat
         for older in range(epoch):
             stale = slot.find(control, slot.of_epoch(self._slot_base, older))

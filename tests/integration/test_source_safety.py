@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
 import pytest
 
+from cdc import journal
 from cdc.health import until_loss_s
 from cdc.postgres import blockers, retention
+from cdc.postgres.chunks import ReadLimits
 from cdc.postgres.session import Session
+from cdc.source import Chunk, Unsettled
 from cdc.table import TableId
-from tests.servers import Database, Server, execute
+from tests.integration.pg_source import Capture
+from tests.servers import Database, Server, execute, ident
 
 
 def reading(database: Database, url: str | None = None) -> Session:
@@ -131,11 +139,139 @@ def test_a_prepared_transaction_is_ended_by_its_name(database: Database) -> None
         assert blockers.locking(session, [TableId("public", "p")]) == []
 
 
-def test_a_wait_is_said_now_and_then() -> None:
-    now = [100.0]
+def test_a_wait_is_said_after_a_while_and_then_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [100.0], list[str]()
     said = blockers.Said(lambda: now[0])
-    assert said.due("t")
-    assert said.due("u")
-    assert not said.due("t")
-    now[0] += blockers.SAID_EVERY_S
-    assert said.due("t")
+    for passed in (0.0, 4.0, 1.0, 1.0, blockers.SAID_EVERY_S - 1):
+        now[0] += passed
+        said.waits("t", lambda: asked.append(f"{now[0]:g}") or "a reason")
+    assert asked == ["105", "135"]
+    said.goes_on("t")
+    said.waits("t", lambda: asked.append("") or "a reason")
+    assert len(asked) == 2
+
+
+# ----------------------------------------------------------------------------------------- how long and how fast it is read
+def narrow(database: Database, rows: int) -> None:
+    database.execute(
+        f"CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, i FROM generate_series(1, {rows}) i"
+    )
+
+
+@pytest.mark.majors(16, 18)
+def test_a_chunk_that_would_outlive_the_longest_transaction_ends_early(database: Database) -> None:
+    """What came in time is kept, and the next chunk goes on behind it: each transaction is short, and no row is missing."""
+    narrow(database, 300_000)
+    capture = Capture(database.grant_source(), read_limits=ReadLimits(transaction_s_max=0.03)).start()
+    keys: list[bytes | None] = []
+    after, count, end = None, 0, False
+    while not end:
+        chunk = capture.chunk("public.t", after=after, rows_max=1_000_000, bytes_max=1 << 30)
+        if isinstance(chunk, Unsettled):
+            continue
+        (piece,), count = chunk.pieces, count + 1
+        keys += piece.records.keys
+        after, end = piece.after, piece.end_of_table
+    assert len(set(keys)) == len(keys) == 300_000
+    assert count > 1
+
+
+@pytest.mark.majors(16, 18)
+def test_a_chunk_without_time_for_its_first_row_is_asked_for_smaller(database: Database) -> None:
+    """A server that sorts the whole table first is not asked for the same in vain, and the table is read when it can be."""
+    narrow(database, 500_000)
+    url = database.grant_source()
+    role = ident(database.roles[-1])
+    slow = ("enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan", "max_parallel_workers_per_gather")
+    execute(database.admin_url, "; ".join(f"ALTER ROLE {role} SET {name} = 0" for name in slow))
+    capture = Capture(url, read_limits=ReadLimits(statement_timeout_s=0.005)).start()
+    asked = []
+    for _ in range(5):
+        unsettled = capture.chunk("public.t")
+        assert isinstance(unsettled, Unsettled)
+        assert unsettled.only_this, "other tables are read meanwhile"
+        asked.append(re.findall(r"\d+", unsettled.reason)[0])
+    assert asked == ["50000", "500", "5", "1", "1"]
+    execute(database.admin_url, f"ALTER ROLE {role} RESET ALL")
+    assert capture.source._chunks is not None
+    capture.source._chunks.close()
+    found: list[int] = []
+    after = None
+    while len(found) < 5:
+        chunk = capture.chunk("public.t", after=after)
+        if isinstance(chunk, Chunk):
+            found.append(len(capture.rows(chunk)))
+            after = next(iter(chunk.pieces)).after
+    assert found[0] <= 2
+    assert found[-1] > found[0], "more is asked for as long as there is time"
+    key = next(iter(chunk.pieces)).after
+    assert key is not None
+    assert len(capture.rows(capture.chunk("public.t", keys=(key,)))) == 1
+
+
+@pytest.mark.majors(16, 18)
+def test_reads_are_as_fast_as_is_allowed(database: Database) -> None:
+    """The rate holds on average, the stream is not kept waiting for it, and single keys that are owed are read at once."""
+    database.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 300) i"
+    )
+    capture = Capture(database.grant_source(), read_limits=ReadLimits(read_bytes_per_s=100_000)).start()
+    began, rows, after, longest = time.monotonic(), 0, None, 0.0
+    while True:
+        asked = time.monotonic()
+        chunk = capture.chunk("public.t", after=after)
+        longest = max(longest, time.monotonic() - asked)
+        if isinstance(chunk, Unsettled):
+            assert not chunk.only_this
+            capture.poll(0.05)
+            continue
+        rows += len(capture.rows(chunk))
+        (piece,) = chunk.pieces
+        after = piece.after
+        if after is not None:
+            assert isinstance(capture.chunk("public.t", keys=(after,)), Chunk)
+        if piece.end_of_table:
+            break
+    assert rows == 300
+    assert 1.8 < time.monotonic() - began < 15  # the last second's bytes are not waited for
+    assert longest < 1.0
+
+
+@pytest.mark.majors(16, 18)
+def test_whoever_locks_a_table_is_named_after_the_lock_timeout(database: Database) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    capture = Capture(database.grant_source(), read_limits=ReadLimits(lock_timeout_s=0.1)).start()
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE t")
+        began = time.monotonic()
+        unsettled = capture.chunk("public.t")
+        assert 0.1 <= time.monotonic() - began < 0.9
+        assert isinstance(unsettled, Unsettled)
+        assert f"locked by pid {connection.info.backend_pid} (" in unsettled.reason
+        assert f"pg_terminate_backend({connection.info.backend_pid})" in unsettled.reason
+    assert isinstance(capture.chunk("public.t"), Chunk)
+
+
+@pytest.mark.majors(16, 18)
+def test_a_wait_is_said_while_it_lasts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the slot and for a chunk: who is in the way stands in the log before anything gives up."""
+    monkeypatch.setattr(blockers, "SAID_AFTER_S", 0.3)
+    lines = io.StringIO()
+    journal.configure("json", stream=lines)
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    url = database.grant_source()
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        pid = connection.info.backend_pid
+        cursor.execute("INSERT INTO t VALUES (1)")
+        timer = threading.Timer(4.0, connection.rollback)
+        timer.start()
+        capture = Capture(url, read_limits=ReadLimits(lock_timeout_s=0.2)).start()
+        timer.join()
+        cursor.execute("LOCK TABLE t")
+        for _ in range(3):
+            assert isinstance(capture.chunk("public.t"), Unsettled)
+        connection.rollback()
+    journal.configure()
+    said = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert [line["what"] for line in said] == ["the slot cdc_p", "a chunk of public.t"]
+    assert all(f"pid {pid} " in line["reason"] for line in said)
