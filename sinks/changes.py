@@ -10,17 +10,17 @@ UNCHANGED columns keep track of where those columns come from (`Partial.origin`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from cdc.avro import HEADER_BYTES, PLAIN, Schema, read_header, read_varint, schema_id, table_of
+from cdc.avro import HEADER_BYTES, PLAIN, Schema, read_header, schema_id
 from cdc.errors import CdcError
 from cdc.log import Checkpoint
 from cdc.records import Batch, Records, size_bytes
-from cdc.table import TableId, TableSchema
+from cdc.table import TableId
 from sinks.sink import Net, Partial, Piece, TableChanges
+from sinks.splice import WHOLE, Splicer
 
 _TRUNCATE = ord("t")
-_WHOLE = b"\x02u\x00\x00"
 
 
 class Changes:
@@ -106,7 +106,7 @@ class Changes:
             raise CdcError(
                 "CDC-LOG-132", f"an event with op {head.op!r} has a key", where=f"schema {changes.schema_id}"
             )
-        row = value[:HEADER_BYTES] + _WHOLE + value[head.end :]
+        row = value[:HEADER_BYTES] + WHOLE + value[head.end :]
         if not head.unchanged:
             net[key] = row
             return
@@ -135,64 +135,8 @@ class Changes:
 
     def _splicer(self, schema: int) -> Splicer:
         if schema not in self._splicers:
-            self._splicers[schema] = Splicer(table_of(self._schemas(schema)))
+            self._splicers[schema] = Splicer(self._schemas(schema))
         return self._splicers[schema]
-
-
-_FIXED = {"boolean": 1, "float32": 4, "float64": 8}
-_VARINTS = frozenset(("int16", "int32", "int64", "date", "time_ms", "time_us", "timestamp_ms", "timestamp_us"))
-
-
-class Splicer:
-    """Replaces columns in the `after` row of one value by those of another, as bytes."""
-
-    def __init__(self, table: TableSchema) -> None:
-        self._columns = [(column.name, column.type.kind, column.name in table.key) for column in table.columns]
-
-    def splice(self, value: bytes, other: bytes, columns: Iterable[str]) -> bytes:
-        """`value` with these columns of `other`; both have the plain header. Raises CdcError on bytes of another form."""
-        wanted = frozenset(columns)
-        try:
-            mine, theirs = self._spans(value), self._spans(other)
-        except IndexError as error:
-            raise CdcError("CDC-LOG-133", "a value ends within a row") from error
-        parts = [value[: mine[0][0]] if mine else value]
-        for (name, _, _), (begin, end), (other_begin, other_end) in zip(self._columns, mine, theirs, strict=True):
-            parts.append(other[other_begin:other_end] if name in wanted else value[begin:end])
-        return b"".join((*parts, value[mine[-1][1] :])) if mine else value
-
-    def _spans(self, value: bytes) -> list[tuple[int, int]]:
-        """Where each column of `after` is, its union branch included."""
-        at = HEADER_BYTES + len(_WHOLE)
-        if value[at]:  # before
-            at = self._row(value, at + 1)[-1][1] if self._columns else at + 1
-        else:
-            at += 1
-        if value[at] != 2:
-            raise CdcError("CDC-LOG-133", "a value that should hold a row holds none")
-        return self._row(value, at + 1)
-
-    def _row(self, value: bytes, at: int) -> list[tuple[int, int]]:
-        spans = []
-        for _, kind, is_key in self._columns:
-            begin = at
-            if is_key or value[at]:
-                at = _skip(kind, value, at if is_key else at + 1)
-            else:
-                at += 1
-            spans.append((begin, at))
-        return spans
-
-
-def _skip(kind: str, value: bytes, at: int) -> int:
-    if kind in _FIXED:
-        return at + _FIXED[kind]
-    if kind in _VARINTS:
-        return read_varint(value, at)[1]
-    if kind == "numeric":  # scale, then bytes
-        at = read_varint(value, at)[1]
-    length, at = read_varint(value, at)
-    return at + length
 
 
 def lag_s(checkpoint: Checkpoint, now_ms: float) -> float:
