@@ -58,7 +58,6 @@ def waits(url: str, tables: Mapping[TableId, Sequence[int]]) -> list[str]:
         return blockers.running(session, xids)
 
 
-def schemas(url: str, publication: str, wanted: TableFilter, insert_only: Iterable[TableId]) -> list[TableSchema]:
 def locks(url: str, tables: Sequence[TableId]) -> list[str]:
     """Who keeps these tables from being read, in words."""
     if not tables:
@@ -67,6 +66,7 @@ def locks(url: str, tables: Sequence[TableId]) -> list[str]:
         return blockers.locking(session, tables)
 
 
+def schemas(url: str, publication: str, wanted: TableFilter, insert_only: Iterable[TableId]) -> list[TableSchema]:
     """The selected tables as their loads would read them, for the targets' preflight."""
     with closing(Session(url, APPLICATION)) as session:
         found = facts.candidates(session, slot.Publications.named(publication))
