@@ -1,7 +1,7 @@
 """Tables without a key: rows are appended, and an update or delete takes one row that equals the old image.
 
 Only the multiset of rows counts, so a piece's events collapse to how many copies of each image come or go. Images are compared
-bit by bit (`*=`), as the source's were: 1.0 is not 1.00.
+bit by bit (`*=`), as the source's were: 1.0 is not 1.00, and types without an equality (xml, point) are compared as all others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cdc.avro import read_header
 from cdc.errors import CdcError, Rejected
 from sinks.postgres.plan import Plan
 from sinks.postgres.session import Refused, Session
-from sinks.postgres.sql import ident, names
+from sinks.postgres.sql import ident
 from sinks.postgres.staging import copies_name, plan_number
 
 if TYPE_CHECKING:
@@ -53,17 +53,25 @@ def delete(session: Session, works: list[Work]) -> None:
         lines = [b"%s\t%d\t%d\n" % (line, number, copies) for number, (line, copies) in enumerate(going)]
         number, copies = plan_number(plan), copies_name(plan)
         session.copy(plan.copy_into(work.images, (*plan.columns, number, copies)), [b"".join(lines)])
-        columns = names(plan.columns)
         deleted = session.execute(
             f"DELETE FROM {plan.ref} AS t USING (SELECT a.ctid AS at, a.tableoid AS part, s.copies,"
             " row_number() OVER (PARTITION BY s.n) AS nth FROM"
-            f" (SELECT ctid, tableoid, (SELECT r FROM (SELECT {names(plan.columns, 't')}) AS r) AS image FROM {plan.ref} AS t) AS a"
+            f" (SELECT ctid, tableoid, (SELECT r FROM (SELECT {_images(plan, 't')}) AS r) AS image FROM {plan.ref} AS t) AS a"
             f" JOIN (SELECT {ident(number)} AS n, {ident(copies)} AS copies,"
-            f" (SELECT r FROM (SELECT {columns}) AS r) AS image FROM {work.images}) AS s ON a.image *= s.image) AS x"
+            f" (SELECT r FROM (SELECT {_images(plan, 'i')}) AS r) AS image FROM {work.images} AS i) AS s ON a.image *= s.image) AS x"
             " WHERE x.nth <= x.copies AND t.ctid = x.at AND t.tableoid = x.part"
         )
         expected = sum(copies for _, copies in going)
         work.lost = deleted != expected and not work.row.loading
+
+
+def _images(plan: Plan, alias: str) -> str:
+    """What of a row is compared. A domain and the type below it are not alike to `*=`."""
+    types = {name: plan.target.columns[name] for name in plan.columns}
+    return ", ".join(
+        f"{alias}.{ident(name)}{f'::{have.type}' if have.domain else ''} AS {ident(name)}"
+        for name, have in types.items()
+    )
 
 
 def insert(session: Session, works: list[Work]) -> None:
