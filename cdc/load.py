@@ -269,7 +269,7 @@ class Load:
         self._forget(table)
         self.tables[table], self.loading[table] = TableState(generation, keyless, facts), Loading()
         self._filter = None
-        return Begun(table, generation, keyless)
+        return Begun(table, generation, keyless, facts.get("schema"))
 
     # ----------------------------------------------------------------------------------------------------------- rounds
     @property

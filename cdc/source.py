@@ -150,7 +150,8 @@ class Source(Protocol):
         Verifies identity, history and reach first (R3, R5, D5)."""
 
     def include(self, tables: Iterable[TableId]) -> Mapping[TableId, Json]:
-        """Make sure that these tables are streamed, and describe them: their `facts`, with a boolean `keyless`.
+        """Make sure that these tables are streamed, and describe them: their `facts`, with a boolean `keyless` and, as `schema`,
+        the id of their value schema.
 
         From the return on, every change of a transaction that began later is in the stream. Raises CdcError for a table that
         cannot be captured."""

@@ -38,11 +38,13 @@ Spans = tuple[Span, ...]
 
 
 class Begun(NamedTuple):
-    """A load of `table` begins here: its `generation`, and whether it has a key (C3)."""
+    """A load of `table` begins here: its `generation`, and whether it has a key (C3). `schema_id`: the value schema that the table has
+    then, so that a sink makes a table of which no row is ever read; None in logs of versions that did not say it."""
 
     table: TableId
     generation: int
     keyless: bool
+    schema_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def to_json(checkpoint: Checkpoint) -> Json:
         },
         "counts": {table_text(table): dict(ops) for table, ops in checkpoint.counts.items()},
         "commit_ms": None if checkpoint.commit_ms is None else list(checkpoint.commit_ms),
-        "begun": [[table_text(b.table), b.generation, b.keyless] for b in checkpoint.begun],
+        "begun": [[table_text(b.table), b.generation, b.keyless, b.schema_id] for b in checkpoint.begun],
         "finished": [table_text(table) for table in checkpoint.finished],
         "written_ms": checkpoint.written_ms,
         "facts": {table_text(table): facts for table, facts in checkpoint.facts.items()},
@@ -88,7 +88,7 @@ def from_json(data: Json) -> Checkpoint:
         {table_id(text): tuple(Span(*span) for span in spans) for text, spans in data["spans"].items()},
         {table_id(text): ops for text, ops in data["counts"].items()},
         None if data["commit_ms"] is None else (data["commit_ms"][0], data["commit_ms"][1]),
-        tuple(Begun(table_id(text), generation, keyless) for text, generation, keyless in data["begun"]),
+        tuple(Begun(table_id(text), *rest) for text, *rest in data["begun"]),
         tuple(table_id(text) for text in data["finished"]),
         data["written_ms"],
         {table_id(text): facts for text, facts in data["facts"].items()},
@@ -191,7 +191,7 @@ class Chain:
         """What this next checkpoint says anew of tables that have begun."""
         changed: dict[TableId, TableState] = {}
         before = self.cut_tables if self.abandons(checkpoint) else self.tables
-        for table, generation, keyless in checkpoint.begun:
+        for table, generation, keyless, _schema_id in checkpoint.begun:
             was = before.get(table, _UNBEGUN)
             changed[table] = was._replace(generation=generation, keyless=keyless, begun=checkpoint.number)
         for table in checkpoint.finished:

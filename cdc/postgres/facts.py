@@ -114,11 +114,12 @@ def _reworded(then: Json, now: Json) -> bool:
 
 
 def noticed(then: Json, now: Json) -> Json:
-    """`now`, and what only `then` knows: whom the first chunk waited for, and the names of columns dropped since the load began,
-    whose values targets keep."""
+    """`now`, and what only `then` knows: whom the first chunk waited for, the schema that the load began with, and the names of columns
+    dropped since, whose values targets keep."""
     names = {column[1] for column in now["columns"]}
     dropped = {*then["dropped"], *(column[1] for column in then["columns"])} - names
-    return {**now, "waits": then["waits"], "dropped": sorted(dropped)}
+    kept = {name: then[name] for name in ("waits", "schema") if name in then}
+    return {**now, **kept, "dropped": sorted(dropped)}
 
 
 def altered(then: Json, now: Json | None) -> str | None:

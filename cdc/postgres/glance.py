@@ -12,8 +12,9 @@ from typing import Any
 
 from cdc.postgres import blockers, facts, slot
 from cdc.postgres.position import lsn_int
-from cdc.postgres.relations import from_catalog
+from cdc.postgres.relations import from_catalog, typed
 from cdc.postgres.session import Session
+from cdc.postgres.type_catalog import types_of
 from cdc.selection import TableFilter
 from cdc.table import TableId, TableSchema
 
@@ -71,4 +72,5 @@ def schemas(url: str, publication: str, wanted: TableFilter, insert_only: Iterab
     with closing(Session(url, APPLICATION)) as session:
         found = facts.candidates(session, slot.Publications.named(publication))
         chosen = [table for table in found if wanted.matches(table.id) and table.persistence == "p"]
-        return [from_catalog(session, table, table.id in set(insert_only)) for table in chosen]
+        types, inserts = types_of(session, typed(chosen)), set(insert_only)
+        return [from_catalog(types, table, table.id in inserts) for table in chosen]

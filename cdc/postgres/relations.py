@@ -6,7 +6,7 @@ bytes by either way. A type that the catalog does not explain is an error (rule 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cdc.avro import schemas_of, topic_of
@@ -17,24 +17,23 @@ from cdc.postgres.facts import Table
 from cdc.postgres.pgoutput import Relation
 from cdc.postgres.session import Session
 from cdc.postgres.slot import Publications
-from cdc.postgres.type_catalog import types_of
-from cdc.postgres.types import is_exact, logical
+from cdc.postgres.type_catalog import Typed, types_of
+from cdc.postgres.types import PgType, is_exact, logical
 from cdc.table import Column, TableId, TableSchema
 
 Json = Any
 Register = Callable[[str, Json], int]
+Types = Mapping[Typed, tuple[PgType, str]]
 
 
 def schema_of(
-    session: Session,
+    types: Types,
     table: TableId,
     columns: Iterable[tuple[str, int, int]],
     nullable: Callable[[str], bool],
     key: tuple[str, ...],
 ) -> TableSchema:
-    """One version of a table: `columns` are (name, type oid, typmod). Raises CDC-PG-161 for an unknown type."""
-    columns = list(columns)
-    types = types_of(session, [(oid, typmod) for _, oid, typmod in columns])
+    """One version of a table: `columns` are (name, type oid, typmod). Raises CDC-PG-161 for a type that is not among `types`."""
     built = []
     for name, oid, typmod in columns:
         if (oid, typmod) not in types:
@@ -54,11 +53,15 @@ def reload(table: TableId) -> str:
     return f"cdc reload {table}"
 
 
-def from_catalog(session: Session, table: Table, insert_only: bool) -> TableSchema:
+def from_catalog(types: Types, table: Table, insert_only: bool) -> TableSchema:
     """The table's schema as the catalog has it now: what a chunk is read with."""
     not_null = {column.name for column in table.streamed if column.not_null}
     columns = [(column.name, column.type_oid, column.typmod) for column in table.streamed]
-    return schema_of(session, table.id, columns, lambda name: name not in not_null, table.key(insert_only))
+    return schema_of(types, table.id, columns, lambda name: name not in not_null, table.key(insert_only))
+
+
+def typed(tables: Iterable[Table]) -> set[Typed]:
+    return {(column.type_oid, column.typmod) for table in tables for column in table.streamed}
 
 
 def from_stream(session: Session, relation: Relation, table: Table | None, insert_only: bool) -> TableSchema:
@@ -73,7 +76,8 @@ def from_stream(session: Session, relation: Relation, table: Table | None, inser
     not_null = {column.name for column in table.attributes if column.not_null} if table else set()
     columns = [(column.name, column.type_oid, column.typmod) for column in relation.columns]
     id_ = TableId(relation.schema, relation.name)
-    return schema_of(session, id_, columns, lambda name: name not in not_null, key)
+    types = types_of(session, [(oid, typmod) for _, oid, typmod in columns])
+    return schema_of(types, id_, columns, lambda name: name not in not_null, key)
 
 
 class NotBinary(Exception):
@@ -120,6 +124,16 @@ class Relations:
         """The table's facts, without waits."""
         return table.facts(table.id in self._insert_only)
 
+    def described(self, tables: Iterable[Table], waits: Sequence[int]) -> dict[TableId, Json]:
+        """The facts that a load of each table begins with, the id of its value schema among them."""
+        tables = list(tables)
+        types, found = types_of(self._control, typed(tables)), dict[TableId, Json]()
+        for table in tables:
+            insert_only = table.id in self._insert_only
+            schema_id = self.ids(from_catalog(types, table, insert_only)).value
+            found[table.id] = {**table.facts(insert_only, waits), "schema": schema_id}
+        return found
+
     def streamed(self, relation: Relation, table: Table | None) -> TableSchema:
         """The schema of a Relation message."""
         return from_stream(self._control, relation, table, TableId(relation.schema, relation.name) in self._insert_only)
@@ -131,7 +145,7 @@ class Relations:
 
     def chunked(self, session: Session, table: Table) -> tuple[TableSchema, ChunkCodec]:
         """Schema and codec of a chunk, from the catalog as the chunk's own session sees it."""
-        schema = from_catalog(session, table, table.id in self._insert_only)
+        schema = from_catalog(types_of(session, typed([table])), table, table.id in self._insert_only)
         if schema not in self._chunk_codecs:
             ids = self.ids(schema)
             self._chunk_codecs[schema] = codec.compile_chunk(schema, ids.key, ids.value)

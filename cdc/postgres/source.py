@@ -277,7 +277,7 @@ class PostgresSource:
         # first puts all of them below the snapshot's xmax, where it lists them.
         control.run("SELECT pg_catalog.pg_current_xact_id()")
         running = sorted(slot.snapshot(control).running)
-        described = {id_: found[id_].facts(id_ in self._insert_only, running) for id_ in wanted}
+        described = self._relations.described((found[id_] for id_ in wanted), running)
         for id_, now in described.items():
             if self._published_long.get(id_) == _publication(now):
                 now["waits"] = []

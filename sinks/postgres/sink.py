@@ -161,6 +161,8 @@ class PostgresSink:
         for begun in piece.begun:
             self._rows[begun.table] = self._begin(begun)
             self._plans.pop(begun.table, None)
+            if begun.schema_id is not None:  # perhaps no row of it is ever read
+                self._shaped(begun.table, begun.schema_id)
         if piece.begun and (aside := self._books.aside()) != self._aside:
             self._plans.clear()  # foreign keys are gone that other tables' plans know of
             self._aside = aside
@@ -222,24 +224,30 @@ class PostgresSink:
 
     def _plan(self, table: TableId, changes: TableChanges) -> Plan:
         """The plan for this version of the table; the target table is made to fit it first."""
-        before, plan = self._rows[table], self._plans.get(table)
-        row = before
-        if plan is None or plan.schema_id != changes.schema_id:
-            value_schema = self._schemas(changes.schema_id)
+        plan = self._shaped(table, changes.schema_id)
+        row = self._generations.tracking(self._rows[table], plan)
+        if row.fresh and not changes.only_reads:
+            row = replace(row, fresh=False)
+        self._put(row)
+        return plan
+
+    def _shaped(self, table: TableId, schema_id: int) -> Plan:
+        plan, row = self._plans.get(table), self._rows[table]
+        if plan is None or plan.schema_id != schema_id:
+            value_schema = self._schemas(schema_id)
             schema = table_of(value_schema)
-            assert schema.id == table, f"schema {changes.schema_id} is of {schema.id}, not of {table}"
+            assert schema.id == table, f"schema {schema_id} is of {schema.id}, not of {table}"
             like = None if self._like is None else describe(self._open, self._like(table))
             verbatim = shape.source_is_postgres(value_schema)
             target, row = shape.shaped(self._open, row.target, schema, row, verbatim, like)
-            row = replace(row, schema_id=changes.schema_id)
-            plan = self._plans[table] = Plan(table, changes.schema_id, value_schema, schema, target)
-        row = self._generations.tracking(row, plan)
-        if row.fresh and not changes.only_reads:
-            row = replace(row, fresh=False)
-        if row != before:
-            self._books.put(row)
-            self._rows[table] = row
+            self._put(replace(row, schema_id=schema_id))
+            plan = self._plans[table] = Plan(table, schema_id, value_schema, schema, target)
         return plan
+
+    def _put(self, row: TableRow) -> None:
+        if row != self._rows[row.table]:
+            self._books.put(row)
+            self._rows[row.table] = row
 
     def commit(self, checkpoint: Checkpoint) -> Bookmark:
         """See Sink."""
