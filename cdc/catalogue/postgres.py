@@ -72,7 +72,8 @@ pg_hba.conf, TLS that it demands, or no connection left.",
     ),
     "CDC-PG-117": Entry(
         "a pooler stands between capture and the server",
-        "Capture depends on its sessions' settings and transactions; a pooler such as PgBouncer mixes sessions, and cannot stream.",
+        "Capture depends on its sessions' settings and transactions, which a pooler such as PgBouncer mixes with others', and on one \
+server for the stream and for all reads. In no pooling mode is that certain, and older versions refuse a replication stream.",
         "Put the server's own host and port into the source's URL.",
         EXIT_CONFIG,
     ),

@@ -90,7 +90,8 @@ def conninfo(url: str, **more: str | int) -> str:
 
 class Session:
     """One connection. `application` is what the server shows for it. Raises Unavailable when the server is away, CdcError when
-    it is there and refuses, and Unavailable again when it refuses what it took before from this process."""
+    it is there and refuses, and Unavailable again when it refuses what it took before from this process; CDC-PG-117 when a
+    pooler answers in its place, which hands out keys of its own for cancelling."""
 
     def __init__(self, url: str, application: str, *, replication: bool = False) -> None:
         more: dict[str, str] = {"application_name": application, "client_encoding": "UTF8"}
@@ -104,7 +105,11 @@ class Session:
             raise _no_connection(self.pg, target, again=url in _accepted)
         _accepted.add(url)
         self.server_version = self.pg.server_version
-        self.settings(SETTINGS)
+        self.settings({**SETTINGS, "transaction_timeout": "0"} if self.server_version >= 170000 else SETTINGS)
+        if self.run("SELECT pg_catalog.pg_backend_pid()")[0][0] != str(self.pg.backend_pid):
+            self.close()
+            detail = "the connection goes through a pooler: what answers is another process than the one that let us in"
+            raise CdcError("CDC-PG-117", detail)
 
     def settings(self, values: Mapping[str, str]) -> None:
         """SET for the session. Over simple SET statements, since poolers refuse unknown start-up options."""

@@ -9,18 +9,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from typing import Any
 
 import pytest
 
 from cdc import journal
+from cdc.errors import CdcError
 from cdc.health import until_loss_s
 from cdc.postgres import blockers, retention
 from cdc.postgres.chunks import ReadLimits
 from cdc.postgres.session import Session
-from cdc.source import Chunk, Unsettled
+from cdc.source import Chunk, Finding, Unsettled
 from cdc.table import TableId
 from tests.integration.pg_source import Capture
-from tests.servers import Database, Server, execute, ident
+from tests.servers import Database, Missing, Server, execute, ident
+from tests.servers.pgbouncer import pooled
 
 
 def reading(database: Database, url: str | None = None) -> Session:
@@ -139,15 +142,20 @@ def test_a_prepared_transaction_is_ended_by_its_name(database: Database) -> None
         assert blockers.locking(session, [TableId("public", "p")]) == []
 
 
-def test_a_wait_is_said_after_a_while_and_then_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, asked = [100.0], list[str]()
+def test_a_wait_is_said_after_a_while_and_then_now_and_then() -> None:
+    now, asked = [100.0], list[float]()
     said = blockers.Said(lambda: now[0])
+
+    def reason() -> str:
+        asked.append(now[0])
+        return "a reason"
+
     for passed in (0.0, 4.0, 1.0, 1.0, blockers.SAID_EVERY_S - 1):
         now[0] += passed
-        said.waits("t", lambda: asked.append(f"{now[0]:g}") or "a reason")
-    assert asked == ["105", "135"]
+        said.waits("t", reason)
+    assert asked == [105, 135]
     said.goes_on("t")
-    said.waits("t", lambda: asked.append("") or "a reason")
+    said.waits("t", reason)
     assert len(asked) == 2
 
 
@@ -275,3 +283,34 @@ def test_a_wait_is_said_while_it_lasts(database: Database, monkeypatch: pytest.M
     said = [json.loads(line) for line in lines.getvalue().splitlines()]
     assert [line["what"] for line in said] == ["the slot cdc_p", "a chunk of public.t"]
     assert all(f"pid {pid} " in line["reason"] for line in said)
+
+
+# ------------------------------------------------------------------------------------------------ what is found before a start
+def found(url: str, **options: Any) -> dict[str, Finding]:
+    """The preflight's findings, by code."""
+    with closing(Capture(url, **options).source) as source:
+        return {finding.code: finding for finding in source.check()}
+
+
+@pytest.mark.majors(16, 18)
+@pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
+def test_a_pooler_is_refused_in_every_mode(database: Database, mode: str) -> None:
+    """Whichever connection goes through it, the stream's among them; the remedy, the server's own address, is enough."""
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    direct = database.grant_source()
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(pooled(direct, mode))
+        except Missing as missing:
+            pytest.skip(str(missing))
+        with pytest.raises(CdcError) as refused:
+            found(url)
+        assert refused.value.code == "CDC-PG-117"
+        assert "own host and port" in refused.value.remedy
+        with pytest.raises(CdcError):
+            Session(url, "test", replication=True)
+        with pytest.raises(CdcError) as refused:
+            Capture(url).start()
+        assert refused.value.code == "CDC-PG-117"
+        assert database.slots() == []
+    assert found(direct) == {}
