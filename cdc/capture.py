@@ -14,12 +14,15 @@ from typing import Any
 
 from cdc import failpoints
 from cdc.errors import CdcError
+from cdc.journal import journal
 from cdc.load import Limits, Load
 from cdc.log import Checkpoint, Draft, Intent, Log, LogState, Mark
 from cdc.position import Position
 from cdc.records import Batch
-from cdc.source import Restructured, Source, Unsettled
+from cdc.source import Restructured, Run, Source, Unsettled
 from cdc.table import TableId
+
+_log = journal("cdc.capture")
 
 Observe = Callable[[Checkpoint, Batch], None]
 
@@ -75,13 +78,17 @@ def capture(
     stop: Callable[[], bool],
     limits: Limits | None = None,
     observe: Observe = lambda _checkpoint, _batch: None,
+    notice: Callable[[Run], None] | None = None,
 ) -> None:
-    """Capture until `stop()`; returns with everything that was polled in the log. Raises what ends the attempt."""
+    """Capture until `stop()`; returns with everything that was polled in the log. Raises what ends the attempt. `notice` is told of
+    each run, by default in the journal."""
+    notice = notice or say
     load, tail = resume(source, log, limits, observe)
     unsettled = False
     while not stop():
         run = source.poll(UNSETTLED_S if unsettled else 0 if load.ready or load.unmarked else POLL_S, load.filter)
         load.saw(run)
+        notice(run)
         again = load.restarted()
         if (run.moved_on or run.facts or again) and tail.append(
             run.records,
@@ -93,7 +100,7 @@ def capture(
         ):
             source.confirm(tail.position.stream)
             failpoints.hit("capture.confirmed")
-        if due := load.due():
+        if (due := load.due()) is not None:
             tail.append({}, begun=due)
         if load.at_cut:
             load.take(log.signals(load.signals))
@@ -102,17 +109,27 @@ def capture(
         unsettled = load.ready and not load_round(source, load, tail)
 
 
+def say(run: Run) -> None:
+    """What was noticed at the source, and is healed by itself (D9)."""
+    for table, reason in {**run.altered, **run.left}.items():
+        _log.warning("changed without events: it is loaded anew", table=str(table), reason=reason)
+    for table in run.found:
+        _log.info("taken in", table=str(table))
+
+
 def load_round(source: Source, load: Load, tail: Tail) -> bool:
     """C1: read chunks, make what they saw durable at the source, append them with nothing in between. False: none was to be had."""
     chunks = []
     for spec in load.next_round():
+        if spec.table in load.left:
+            continue
         chunk = source.read_chunk(spec, tail.position.stream)
         if isinstance(chunk, Unsettled):
             if chunk.only_this:
                 continue
             break  # C2: stream on, and try again
         if isinstance(chunk, Restructured):
-            load.restructured(spec.table)
+            load.restructured(spec.table, gone=chunk.gone)
             continue
         failpoints.hit("capture.chunk_read")
         chunks.append(chunk)
@@ -144,7 +161,6 @@ def resume(source: Source, log: Log, limits: Limits | None, observe: Observe) ->
     # In a new epoch no target's table is what the log says of it from here on.
     begun = {table: load.tables[table].facts for table in tables if table in load.tables} if asked else load.restarted()
     tail.append({}, begun=begun)  # our name stands in the log from here on (A3, R12)
-    # A table that has to be loaded anew is not watched from here on: what asked for that would stop us again and again.
     load.take(log.signals(load.signals))
     return load, tail
 

@@ -11,53 +11,19 @@ but for requests whose reload has not begun, which are asked for again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cdc.avro import HEADER_BYTES
+from cdc import progress
 from cdc.errors import Unavailable
 from cdc.log import Begun, Signal, TableState
-from cdc.source import Chunk, ChunkSpec, Filter, Move, Piece, Run, dropped
+from cdc.progress import Key, Limits, Loading, Request, holds, without
+from cdc.source import Chunk, ChunkSpec, Filter, Finding, Move, Piece, Run, dropped
 from cdc.table import TableId
 
 Json = Any
-Key = tuple[TableId, bytes]
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of a round and of the re-read queue."""
-
-    chunk_rows: int = 50_000
-    chunk_bytes: int = 16 << 20
-    round_chunks: int = 16
-    round_bytes: int = 32 << 20
-    reread_keys: int = 1_000
-    queue_keys: int = 10_000
-
-
-@dataclass(slots=True)
-class Loading:
-    """A table's running load. `after`: keys up to it are written; `read`: to the table's end. The rest is for keyless tables:
-    the snapshot that its copy is read in and the mark behind it (D8)."""
-
-    after: bytes | None = None
-    read: bool = False
-    rows: int = 0
-    snapshot: Json = None
-    mark: str | None = None
-
-
-@dataclass(slots=True)
-class _Request:
-    """Tables to load anew for a reason that was not read from the stream: they begin when `mark` came back (C3)."""
-
-    tables: list[TableId]
-    signal: int = 0
-    facts: dict[TableId, Json] = field(default_factory=dict)
-    mark: str | None = None
-    back: bool = False
+__all__ = ["Limits", "Load"]
 
 
 class Load:
@@ -67,16 +33,17 @@ class Load:
         self.limits = limits or Limits()
         self.tables = dict(tables)
         state = state or {}
-        self.loading = {TableId(*t): _loading(data) for t, data in state.get("loading", ())}
+        self.loading = {TableId(*t): progress.loading(data) for t, data in state.get("loading", ())}
         self.awaiting: set[str] = set(state.get("awaiting", ()))
-        self.repaired: set[Key] = set(_keys(state.get("repaired", ())))
-        self.queue: dict[Key, None] = dict.fromkeys(_keys(state.get("queue", ())))
-        self.owed: set[Key] = set(_keys(state.get("owed", ())))
+        self.repaired: set[Key] = set(progress.keys(state.get("repaired", ())))
+        self.queue: dict[Key, None] = dict.fromkeys(progress.keys(state.get("queue", ())))
+        self.owed: set[Key] = set(progress.keys(state.get("owed", ())))
         self.left = {TableId(*table) for table in state.get("left", ())}
+        self.why = {TableId(*table): str(reason) for table, reason in state.get("why", ())}
         self.signals: int = state.get("signals", 0)
         self.open: bool = state.get("open", False)
-        self._requests: list[_Request] = []
-        self._announced: set[TableId] = set()  # by reloads that wait in the log, or are in hand
+        self._requests: list[Request] = []
+        self._refused: Sequence[Finding] = ()
         self._restart_now: dict[TableId, None] = {}
         self._filter: Filter | None = None
         self._round_mark: str | None = None
@@ -89,12 +56,14 @@ class Load:
     def state(self) -> Json:
         """JSON for the position. Sorted, so that equal states are equal text."""
         return {
-            "loading": [[list(table), _loading_json(load)] for table, load in self.loading.items()],
+            "loading": [[list(table), progress.loading_json(load)] for table, load in self.loading.items()],
             "awaiting": sorted(self.awaiting),
-            "repaired": _keys_json(self.repaired),
-            "queue": _keys_json(self.queue),
-            "owed": _keys_json(self.owed),
+            "repaired": progress.keys_json(self.repaired),
+            "queue": progress.keys_json(self.queue),
+            "owed": progress.keys_json(self.owed),
             "left": [list(table) for table in sorted(self.left)],
+            "why": progress.reasons_json(self.why),
+            "refused": [list(finding) for finding in self._refused[: progress.REFUSED_MAX]],
             "signals": self.signals,
             "open": self.open,
         }
@@ -109,16 +78,10 @@ class Load:
     def filter(self) -> Filter:
         """What the next `poll` leaves out."""
         if self._filter is None:
-            reloading = self._asked | self._announced
             self._filter = Filter(
-                frozenset(self.tables.keys() - self.left),
+                {table: state.facts for table, state in self.tables.items() if table not in self.left},
                 {table: load.snapshot for table, load in self.loading.items() if self._drops(table, load)},
-                {
-                    table: state.facts
-                    for table, state in self.tables.items()
-                    if table not in self.loading and table not in reloading and table not in self.left
-                },
-                {table: self.tables[table].facts for table in self.loading if table not in reloading},
+                frozenset(self.tables.keys() - self.left - self.loading.keys() - self._asked),
             )
         return self._filter
 
@@ -145,14 +108,27 @@ class Load:
         if run.marks or run.facts:
             self._filter = None
         self.open = run.in_transaction
+        self._noticed(run)
+
+    def _noticed(self, run: Run) -> None:
+        """D9: what changed without events is loaded anew, by itself. Each time it is judged by the facts that are in the log, so
+        nothing is forgotten by a crash; but a table whose events were left out is remembered as one that left. What is asked for
+        already is taken from `found`."""
+        for table in run.left:
+            self._leave(table)
+        self.why |= {**run.altered, **run.left}
+        asked = self._asked
+        run.found = [t for t in run.found if t not in asked and (t not in self.tables or t in self.left)]
+        self.want(table for table in (*run.left, *run.altered, *run.found) if table not in asked)
+        self._refused = self._refused if run.refused is None else run.refused
 
     def _must_reread(self, move: Move) -> bool:
         """C4: is the new row to be read anew, since what it keeps of the old one may not be in the target?"""
         new, loading = (move.table, move.new), move.table in self.loading
         if (
             not loading
-            and not _holds(self.repaired, move.table, move.old)
-            and not _holds(self.owed, move.table, move.old)
+            and not holds(self.repaired, move.table, move.old)
+            and not holds(self.owed, move.table, move.old)
         ):
             return False
         self.queue[new] = None
@@ -165,20 +141,24 @@ class Load:
 
     def _forget(self, table: TableId) -> None:
         """Drop what is queued for a table whose load starts anew."""
-        self.queue = {key: None for key in self.queue if key[0] != table}
-        self.owed = {key for key in self.owed if key[0] != table}
-        self.repaired = {key for key in self.repaired if key[0] != table}
+        self.queue = dict.fromkeys(without(self.queue, table))
+        self.owed, self.repaired = set(without(self.owed, table)), set(without(self.repaired, table))
+
+    def _leave(self, table: TableId) -> None:
+        """What happens to the table from here on is in no log, until a new load of it begins."""
+        self._forget(table)
+        if (load := self.loading.pop(table, None)) and load.mark:
+            self.awaiting.discard(load.mark)
+        self._restart_now.pop(table, None)
+        self.left.add(table)
+        self._filter = None
 
     # --------------------------------------------------------------------------------------------------------- requests
     def select(self, tables: Sequence[TableId]) -> None:
         """These tables are captured from now on. One that is not begun is loaded; one that left is remembered, since what
         happens to it meanwhile is in no log, and loaded anew when it comes back."""
         for table in self.tables.keys() - set(tables):
-            self._forget(table)
-            if (load := self.loading.pop(table, None)) and load.mark:
-                self.awaiting.discard(load.mark)
-            self._restart_now.pop(table, None)
-            self.left.add(table)
+            self._leave(table)
         self._filter = None
         self.want(table for table in tables if table not in self.tables or table in self.left)
 
@@ -187,7 +167,7 @@ class Load:
         # A mark that is already committed may be older than this reason, and a signal must not count as taken before its begin.
         asked = {table for request in self._requests if request.mark is None for table in request.tables}
         if fresh := [table for table in tables if signal or table not in asked]:
-            self._requests.append(_Request(fresh, signal))
+            self._requests.append(Request(fresh, signal))
             self._filter = None
 
     @property
@@ -195,15 +175,11 @@ class Load:
         return {table for request in self._requests for table in request.tables}
 
     def take(self, signals: Sequence[Signal]) -> None:
-        """Requests from outside, in order. One reload is in hand at a time, so that `signals` stays one number; the tables of the
-        others are no longer watched even so (`filter`): what asked for their reload would stop the capture again and again
-        before it is their turn. A table that is not captured any more is passed over.
+        """Requests from outside, in order. One reload is in hand at a time, so that `signals` stays one number. A table that is not
+        captured any more is passed over.
 
         Raises Unavailable for a new epoch: it is taken where the source is opened, and must not count as taken here."""
         waiting = [signal for signal in signals if signal.number > self.signals]
-        reloads = (signal.details["tables"] for signal in waiting if signal.kind == "reload")
-        if (announced := {TableId(*table) for tables in reloads for table in tables}) != self._announced:
-            self._announced, self._filter = announced, None
         for signal in waiting:
             if any(request.signal for request in self._requests):
                 break
@@ -245,16 +221,21 @@ class Load:
         self._restart_now.clear()
         return facts
 
-    def due(self) -> dict[TableId, Json]:
+    def due(self) -> dict[TableId, Json] | None:
         """Facts of requested tables whose mark came back, at a cut: they begin with an append of their own. A keyless table's
-        beginning empties it, so no record that was polled before may stand behind it."""
+        beginning empties it, so no record that was polled before may stand behind it. None when no request ends now."""
         facts: dict[TableId, Json] = {}
-        if self.at_cut:
-            for request in [request for request in self._requests if request.back]:
-                facts |= request.facts
-                self.left -= request.facts.keys()
-                self.signals = max(self.signals, request.signal)
-                self._requests.remove(request)
+        if not (back := [request for request in self._requests if request.back and self.at_cut]):
+            return None
+        for request in back:
+            self._requests.remove(request)
+            self._filter = None
+            self.signals = max(self.signals, request.signal)
+            self.left -= request.facts.keys()
+            facts |= request.facts
+            for table in request.tables:
+                if table in self.tables and table not in request.facts:
+                    self._leave(table)  # it was dropped, or cannot be captured as it is
         return facts
 
     def begin(self, facts: Mapping[TableId, Json]) -> list[Begun]:
@@ -318,11 +299,13 @@ class Load:
             self._round_bytes += sum(sum(map(len, piece.records.values)) for piece in chunk.pieces)
         return self._round_bytes < self.limits.round_bytes
 
-    def restructured(self, table: TableId) -> None:
-        """The table is not what it was when its load began: the load starts anew (D1). What is queued for it waits for that, in
-        the position: nothing of it is forgotten by a crash. A live table that is owed a re-read must load at once, since the
-        request would wait for the cut, and the cut for the re-read."""
-        if any(key[0] == table for key in self.owed):
+    def restructured(self, table: TableId, *, gone: bool = False) -> None:
+        """The table is gone, or not what it was when its load began: the load starts anew (D1). What is queued for it waits for
+        that, in the position: nothing of it is forgotten by a crash. A live table that is owed a re-read must load at once,
+        since the request would wait for the cut, and the cut for the re-read."""
+        if gone:
+            self._leave(table)
+        elif any(key[0] == table for key in self.owed):
             self._restart_now[table] = None
         self.want([table])
 
@@ -358,6 +341,7 @@ class Load:
         finished = tuple(table for table, load in self.loading.items() if load.read and table not in queued)
         for table in finished:
             del self.loading[table]
+            self.why.pop(table, None)
             self._filter = None
         return finished
 
@@ -369,26 +353,3 @@ class Load:
         self.left |= self.tables.keys()
         self.signals = max(self.signals, signal)
         self._filter = None
-
-
-def _loading(data: Json) -> Loading:
-    after = data.get("after")
-    return Loading(after and bytes.fromhex(after), data["read"], data["rows"], data.get("snapshot"), data.get("mark"))
-
-
-def _loading_json(load: Loading) -> Json:
-    data: dict[str, Json] = {"after": load.after and load.after.hex(), "read": load.read, "rows": load.rows}
-    return data if load.mark is None else data | {"snapshot": load.snapshot, "mark": load.mark}
-
-
-def _holds(keys: Iterable[Key], table: TableId, key: bytes) -> bool:
-    """Is the key among them, under whatever schema id it was written?"""
-    return any(other == table and held[HEADER_BYTES:] == key[HEADER_BYTES:] for other, held in keys)
-
-
-def _keys(data: Iterable[Json]) -> Iterator[Key]:
-    return ((TableId(*table), bytes.fromhex(key)) for table, key in data)
-
-
-def _keys_json(keys: Iterable[Key]) -> Json:
-    return [[list(table), key.hex()] for table, key in sorted(keys)]

@@ -69,6 +69,16 @@ class CaptureMetrics(ServiceMetrics):
             "cdc_log_append_seconds", "Appending one batch, durably.", registry=registry, buckets=BATCH_SECONDS
         )
         self._loaded = Counter("cdc_snapshot_rows_total", "Existing rows read by loads.", registry=registry)
+        self._altered = Gauge(
+            "cdc_capture_altered_tables",
+            "Tables that changed without events and are being loaded anew by the capture itself.",
+            registry=registry,
+        )
+        self._refused = Gauge(
+            "cdc_capture_refused_tables",
+            "Selected tables that cannot be captured as they are, the first 20; cdc status names them.",
+            registry=registry,
+        )
         self._loading = Gauge("cdc_snapshot_tables", "Tables that are loading.", registry=registry)
         self._commit = Gauge(
             "cdc_source_last_commit_timestamp_seconds",
@@ -100,7 +110,10 @@ class CaptureMetrics(ServiceMetrics):
         """After each append, in the loop."""
         self._append.observe(max(0.0, time.time() - checkpoint.written_ms / 1000))
         self._batches.inc()
-        self._loading.set(len(checkpoint.position.load.get("loading", ())))
+        load = checkpoint.position.load
+        self._loading.set(len(load.get("loading", ())))
+        self._altered.set(len(load.get("why", ())))
+        self._refused.set(len(load.get("refused", ())))
         if checkpoint.commit_ms:
             self._commit.set(checkpoint.commit_ms[1] / 1000)
         if not batch:

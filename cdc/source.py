@@ -6,7 +6,7 @@ rounds, generations, cuts or queues: those are `cdc.load`. It raises `CdcError`s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -38,18 +38,17 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What `poll` leaves out (protocol C, D8). Ordinals count before it (rule R2).
+    """What `poll` leaves out (protocol C, D8), and what it watches (D9). Ordinals count before it (rule R2).
 
-    `begun`: events of other tables are dropped. `keyless`: for these tables events are dropped: all of them (None), or those of
-    transactions that this snapshot (the source's own form) sees. `facts`: per live table what `describe` said when its last
-    load began; a source that notices a change of rows without events against it stops (D9). `loading`: the same of tables
-    that load, whose chunks look for themselves. By both a table is known under whatever name the stream has for it.
+    `begun`: the captured tables, each with its facts (what `describe` said when its last load began, and what was noticed since);
+    events of others are dropped. By its facts a table is known under whatever name the stream has for it. `keyless`: for these tables
+    events are dropped: all of them (None), or those of transactions that this snapshot (the source's own form) sees. `live`: those
+    of the begun that neither load nor wait for it, so that the source looks by timer whether their rows changed without events.
     """
 
-    begun: frozenset[TableId] = frozenset()
+    begun: Mapping[TableId, Json] = field(default_factory=dict)
     keyless: Mapping[TableId, Json] = field(default_factory=dict)
-    facts: Mapping[TableId, Json] = field(default_factory=dict)
-    loading: Mapping[TableId, Json] = field(default_factory=dict)
+    live: frozenset[TableId] = frozenset()
 
 
 @dataclass(slots=True)
@@ -59,6 +58,11 @@ class Run:
     An empty run may advance the position. A run ends after a transaction that holds one of our marks, before and after a
     TRUNCATE, and where a table's schema changes, so that a checkpoint holds one schema per table and a barrier stands alone.
     `commit_ms` is the range of commit times, None when no transaction ended in the run.
+
+    Changes without events (D9), each with its reason: `altered` are tables whose rows, or place in the stream, changed at some time
+    before now; their events go on as they are. From `left` on, within this run, a table's events are of another structure than its
+    load began with: they are left out, and have to be until a new load begins. `found` are selected tables that are not captured
+    and can be; `refused` those that cannot, as far as the source looked (None: it did not).
     """
 
     records: Batch
@@ -71,6 +75,10 @@ class Run:
     commit_ms: tuple[int, int] | None = None
     facts: Mapping[TableId, Json] = field(default_factory=dict)  # tables that changed in a way that needs no reload
     moved_on: bool = False  # the stream position differs from the last run's
+    altered: Mapping[TableId, str] = field(default_factory=dict)
+    left: Mapping[TableId, str] = field(default_factory=dict)
+    found: Sequence[TableId] = ()
+    refused: Sequence[Finding] | None = None
 
 
 class ChunkSpec(NamedTuple):
@@ -117,9 +125,9 @@ class Unsettled(NamedTuple):
 
 
 class Restructured(NamedTuple):
-    """The table is no longer what it was when its load began: the load starts anew with these facts (D1)."""
+    """The table is no longer what it was when its load began: the load starts anew (D1). `gone`: there is no such table."""
 
-    facts: Json
+    gone: bool = False
 
 
 class Source(Protocol):
@@ -150,11 +158,11 @@ class Source(Protocol):
         Verifies identity, history and reach first (R3, R5, D5)."""
 
     def include(self, tables: Iterable[TableId]) -> Mapping[TableId, Json]:
-        """Make sure that these tables are streamed, and describe them: their `facts`, with a boolean `keyless` and, as `schema`,
-        the id of their value schema.
+        """Make sure that these tables are streamed, and describe them: their `facts`, with a boolean `keyless` and the id of their
+        value schema as `schema`.
 
-        From the return on, every change of a transaction that began later is in the stream. Raises CdcError for a table that
-        cannot be captured."""
+        From the return on, every change of a transaction that began later is in the stream. A table that is gone, or cannot be captured
+        as it is, is not described: `poll` tells of it in `found` when it can be."""
 
     def poll(self, timeout_s: float, drop: Filter) -> Run:
         """The next run; waits at most `timeout_s` for its first event. Sends feedback by timer."""

@@ -27,7 +27,7 @@ BEHIND = "behind"  # in a sink that has joined: its load begins later in the log
 @dataclass(frozen=True, slots=True)
 class TableView:
     """`rows` are those that the running load has written to the log, of `estimate` (the planner's); both None when not known.
-    `events` counts all that the log was ever given."""
+    `events` counts all that the log was ever given, `reason` says why it is loaded anew, or left out, by the capture itself."""
 
     table: str
     state: str
@@ -35,6 +35,7 @@ class TableView:
     rows: int | None
     estimate: int | None
     events: int
+    reason: str | None = None
 
     @property
     def percent(self) -> float | None:
@@ -98,6 +99,7 @@ def gather(config: Config) -> Picture:
         problems.append("nothing has been captured yet")
     source, seen = _source(config, survey, problems)
     tables = table_views(survey, seen.tables, seen.estimates) if seen else table_views(survey, (), {})
+    problems += left_out(survey)
     sinks = [_sink(config, name, survey, book) for name, book in books.items()]
     problems += [f"sink {sink.name}: {sink.problem}" for sink in sinks if sink.problem]
     problems += [f"sink {s.name} is behind by {s.lag_s:.0f} s" for s in sinks if (s.lag_s or 0) > LAG_MAX_S]
@@ -134,7 +136,16 @@ def table_views(survey: Survey, selected: Iterable[TableId], estimates: Mapping[
         )
         for table in sorted({*survey.tables, *selected})
     }
+    for table, reason in load.get("why", ()):
+        if (id_ := TableId(*table)) in views:
+            views[id_] = replace(views[id_], reason=reason)
     return tuple(replace(view, state=LEFT) if table in left else view for table, view in views.items())
+
+
+def left_out(survey: Survey) -> list[str]:
+    """The selected tables that cannot be captured as they are, each with what mends it."""
+    refused = survey.last.position.load.get("refused", ()) if survey.last else ()
+    return [f"{where} is left out: {code} {detail} → {remedy}" for _, code, detail, where, remedy in refused]
 
 
 def _table(table: TableId, state: TableState | None, loading: Json, estimate: int | None, events: int) -> TableView:

@@ -146,17 +146,17 @@ class Chunks:
     def _open(self, session: Session, spec: ChunkSpec, at: StreamPosition) -> _Read | Unsettled | Restructured:
         """Lock, then the snapshot, then the checks (D1, in this order: a snapshot that is older than a rewrite reads nothing)."""
         settled = self._settled(session, spec, at)
-        if isinstance(settled, Unsettled):
+        if isinstance(settled, Unsettled | Restructured):
             return settled
         text, until_s = settled
         table = facts.by_name(session, self._publications, [spec.table]).get(spec.table)
         if table is None:
-            raise _gone(spec)
+            return Restructured(gone=True)
         now = self._relations.facts(table)
         # A live table's keys are read across harmless changes; a load's chunks must all be of one and the same table.
         changed = facts.altered(spec.facts, now) is not None if spec.keys else facts.restructured(spec.facts, now)
         if changed:
-            return Restructured(now)
+            return Restructured()
         snapshot = Snapshot.parse(text)
         if spec.after is None and not spec.keys:
             older = [xid for xid in spec.facts["waits"] if not snapshot.sees(xid)]
@@ -169,7 +169,7 @@ class Chunks:
         self.last_snapshot = snapshot
         return _Read(table, schema, codec, text, until_s)
 
-    def _settled(self, session: Session, spec: ChunkSpec, at: StreamPosition) -> tuple[str, float] | Unsettled:
+    def _settled(self, session: Session, spec: ChunkSpec, at: StreamPosition) -> tuple[str, float] | Unsettled | Restructured:
         """A transaction whose snapshot sees all that was delivered; the snapshot, and when it has to be over. It is taken anew for a
         moment, since on a busy synchronous server some delivered commit is nearly always still invisible."""
         only = "" if spec.facts["children"] else "ONLY "
@@ -188,7 +188,7 @@ class Chunks:
                     named = "; ".join(blockers.locking(session, [spec.table])) or "another session"
                     return Unsettled(f"{spec.table} is locked by {named}", only_this=True)
                 if error.sqlstate in ("42P01", "3F000"):
-                    raise _gone(spec) from None
+                    return Restructured(gone=True)
                 raise
             text = session.run("SELECT pg_catalog.pg_current_snapshot()")[0][0] or ""
             snapshot = Snapshot.parse(text)
@@ -281,12 +281,6 @@ class Chunks:
 
 def _ms(seconds: float) -> int:
     return max(1, int(seconds * 1000))  # 0 would be no limit at all
-
-
-def _gone(spec: ChunkSpec) -> CdcError:
-    where = str(spec.table)
-    remedy = "Start capture again: the table is then left out, or loaded anew where it was made again."
-    return CdcError("CDC-PG-160", f"{where} was dropped or renamed", where=where, remedy=remedy)
 
 
 def _values(schema: TableSchema, framed: bytes) -> list[str]:

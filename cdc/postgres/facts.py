@@ -88,10 +88,21 @@ class Table(NamedTuple):
             "oid": self.oid,
             "filenode": self.filenode,
             "columns": [
-                [c.number, c.name, c.type_oid, c.typmod, c.not_null, c.missing, c.xmin, c.parts or {}]
+                [
+                    c.number,
+                    c.name,
+                    c.type_oid,
+                    c.typmod,
+                    c.not_null,
+                    c.missing,
+                    c.xmin,
+                    c.parts or {},
+                    c in self.streamed,
+                ]
                 for c in self.attributes
             ],
             "dropped": [],
+            "stream": [[c.name, c.type_oid] for c in self.streamed],
             "key": list(self.key(insert_only)),
             "children": [list(child) for child in self.children],
             "published": [list(link) for link in self.links] if self.placed(insert_only) else [],
@@ -114,11 +125,11 @@ def _reworded(then: Json, now: Json) -> bool:
 
 
 def noticed(then: Json, now: Json) -> Json:
-    """`now`, and what only `then` knows: whom the first chunk waited for, the schema that the load began with, and the names of columns
-    dropped since, whose values targets keep."""
+    """`now`, and what only `then` knows: whom the first chunk waited for, the schema that the load began with, which columns the stream
+    sent last, and the names of those dropped since the load began, whose values targets keep."""
     names = {column[1] for column in now["columns"]}
     dropped = {*then["dropped"], *(column[1] for column in then["columns"])} - names
-    kept = {name: then[name] for name in ("waits", "schema") if name in then}
+    kept = {name: then[name] for name in ("waits", "schema", "stream") if name in then}
     return {**now, **kept, "dropped": sorted(dropped)}
 
 
@@ -129,7 +140,7 @@ def altered(then: Json, now: Json | None) -> str | None:
     file and a column's catalog row. A leaf's file counts by itself: its TRUNCATE is not streamed under the root's name.
     """
     if now is None:
-        return "it was dropped"
+        return "it was dropped or renamed"
     if now["oid"] != then["oid"]:
         return "it was dropped and made again"
     if not now["published"]:
@@ -149,6 +160,8 @@ def altered(then: Json, now: Json | None) -> str | None:
                 )
             if column[5]:
                 return f"column {column[1]} was added with a default, which existing rows got without events"
+        elif _sent(column) and not _sent(old):
+            return f"column {column[1]} was not sent before, and existing rows have values of it"
         elif old[1] != column[1]:
             return f"column {old[1]} was renamed to {column[1]}"
         elif old[2] != column[2] or (old[3] != column[3] and now["filenode"] != then["filenode"]):
@@ -163,6 +176,48 @@ def altered(then: Json, now: Json | None) -> str | None:
     if then["children"] != now["children"]:
         return "a partition was truncated or rewritten"
     return None
+
+
+def _sent(column: Json) -> bool:
+    """Does the stream send it? In facts of versions that did not say it, it did."""
+    return bool(column[8]) if len(column) > 8 else True
+
+
+Sent = Sequence[tuple[str, int]]  # the columns of a Relation message: name and type
+
+
+def unlike(then: Json, sent: Sent, key: Sequence[str], now: Json | None) -> str | None:
+    """Why rows that the stream sends with these columns and this key do not fit the load that began with `then`, or rows that it
+    sent before do not any more; None when they do. `now` is the catalog, which is ahead of the stream: a column that it has again,
+    or under another name, was away in between.
+    """
+    if list(key) != then["key"]:
+        return "its key changed"
+    before, after = dict(then.get("stream", sent)), dict(sent)
+    for name in before.keys() & after.keys():
+        if before[name] != after[name]:
+            return f"the type of column {name} changed"
+    gone, new = before.keys() - after.keys(), after.keys() - before.keys()
+    columns = now["columns"] if now else []
+    present = {column[1] for column in columns if _sent(column)}
+    for name in sorted(gone):
+        if name in present:
+            return f"column {name} was dropped, renamed or not sent, and is there again"
+    for name in sorted(new):
+        if name in then["dropped"]:
+            return f"column {name} was dropped and added again, and existing rows lost its values without events"
+    numbers = {column[1]: column[0] for column in then["columns"]}
+    if new and not all(name in numbers and numbers[name] not in {column[0] for column in columns} for name in gone):
+        return f"column {min(gone)} was renamed"
+    return None
+
+
+def streamed(then: Json, sent: Sent) -> Json:
+    """`then`, after rows with these columns."""
+    names = {name for name, _ in sent}
+    dropped = {*then["dropped"], *(name for name, _ in then.get("stream", ()))} - names
+    now = {column[1] for column in then["columns"]}
+    return {**then, "stream": [list(column) for column in sent], "dropped": sorted(dropped - now)}
 
 
 _TABLES = """

@@ -56,7 +56,7 @@ def findings(session: Session, plan: Plan) -> list[Finding]:
 
 def table_findings(session: Session, plan: Plan) -> list[Finding]:
     """Those of the tables alone, for tables that join a running capture."""
-    return [*_tables(session, plan), *_partitions(session, plan)]
+    return [*_tables(session, plan), *_partitions(session, plan), *_publications(session, plan)]
 
 
 def _server(session: Session, _plan: Plan) -> Iterator[Finding]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -20,7 +19,6 @@ from cdc.postgres import pgoutput
 from cdc.postgres.codec import Encode, StreamCodec
 from cdc.postgres.envelope import Origin
 from cdc.postgres.envelope import Transaction as Shared
-from cdc.postgres.facts import Table
 from cdc.postgres.messages import Messages
 from cdc.postgres.pgoutput import (
     ROW_KINDS,
@@ -37,6 +35,7 @@ from cdc.postgres.position import Open, Snapshot, StreamPosition, lsn_text, wide
 from cdc.postgres.relations import Known, NotBinary, Relations, exact
 from cdc.postgres.session import broken
 from cdc.postgres.stream import Stream
+from cdc.postgres.watch import Watch
 from cdc.records import Records
 from cdc.source import Filter, Run
 from cdc.table import MESSAGES, TableId, TableSchema
@@ -71,8 +70,7 @@ class _Transaction:
 
 
 class Reader:
-    """Reads `stream` from after `at`. `looked_at` is told of each Relation message of a captured table, with what the catalog says
-    of that table now (D9)."""
+    """Reads `stream` from after `at`. `watch` is shown each Relation message of a captured table (D9)."""
 
     def __init__(
         self,
@@ -86,12 +84,12 @@ class Reader:
         binary: bool,
         mark_prefix: str,
         xid_near: int,
-        looked_at: Callable[[TableId, Table | None], None],
+        watch: Watch,
     ) -> None:
         self.stream, self.position, self.sequence = stream, at, sequence
         self._relations, self._messages, self._origin = relations, messages, origin
         self._binary, self._mark_prefix = binary, mark_prefix
-        self._xid_near, self._looked_at = xid_near, looked_at
+        self._xid_near, self._watch = xid_near, watch
         self._compare, self._reopen = at.commit_lsn is not None, at.open
         self._unseen = list(at.unseen)
         self._known: dict[bytes, Known] = {}
@@ -100,7 +98,6 @@ class Reader:
         # Per run and transaction: what takes the rows of one kind and table. Empty outside a transaction.
         self._active: dict[bytes, Encode] = {}
         self._drop, self._run, self._schemas = Filter(), Run({}, None, 0), dict[TableId, TableSchema]()
-        self._begun_as: dict[int, TableId] = {}
         self._end, self._budget, self._deadline = False, 0, 0.0
 
     def prune(self, snapshot: Snapshot) -> None:
@@ -113,9 +110,10 @@ class Reader:
     def run(self, timeout_s: float, drop: Filter) -> Run:
         """The next run (`cdc.source.Source.poll`). Raises NotBinary, after which this reader is of no use."""
         before = self.position
+        self._watch.begins(drop)
         if drop is not self._drop:
-            self._drop = drop
-            self._begun_as = {facts["oid"]: id_ for known in (drop.facts, drop.loading) for id_, facts in known.items()}
+            self._drop, before_it = drop, self._drop
+            self._known = {oid: self._still(known, before_it) for oid, known in self._known.items()}
         run = self._run = Run({}, None, self.sequence)
         self._end, self._budget = False, BYTES_MAX
         self._active.clear()
@@ -308,19 +306,20 @@ class Reader:
     def _relation(self, oid: bytes, relation: Relation) -> None:
         for kind in ROW_KINDS:
             self._active.pop(kind + oid, None)
-        if renamed := self._begun_as.get(relation.oid):
-            # A table that has another name for a while is the same table: its changes are not to be missed meanwhile.
-            relation = relation._replace(schema=renamed.schema, name=renamed.name)
-        id_ = TableId(relation.schema, relation.name)
-        before, captured = self._known.get(oid), id_ in self._drop.begun
-        self._known[oid] = self._interpreted(relation, before) if captured else Known(relation, id_, None, None)
+        self._known[oid] = self._interpreted(relation, self._known.get(oid))
+
+    def _still(self, known: Known, before: Filter) -> Known:
+        """The same while nothing else is said of the table; else its next row is looked at anew."""
+        id_ = self._watch.name(known.relation)
+        same = id_ == known.id and before.begun.get(id_) is self._drop.begun.get(id_)
+        return known if same else Known(known.relation, id_, None, None)
 
     def _interpreted(self, relation: Relation, known: Known | None) -> Known:
         """What a Relation message means, with the catalog's help."""
-        table = self._relations.table(relation.oid)
-        id_ = TableId(relation.schema, relation.name)
-        self._looked_at(id_, table)
-        schema = self._relations.streamed(relation, table)
+        id_ = self._watch.name(relation)
+        schema = self._watch.met(relation, id_) if id_ in self._drop.begun else None
+        if schema is None:
+            return Known(relation, id_, None, None)
         if self._binary and not exact(schema):
             raise NotBinary(str(id_))
         if known and known.codec and (known.schema, known.relation) == (schema, relation):
@@ -346,8 +345,8 @@ class Reader:
         known = self._known[oid]
         if known.codec is None or known.schema is None:
             known = self._known[oid] = self._interpreted(known.relation, None)
-        assert known.codec is not None
-        assert known.schema is not None
+        if known.codec is None or known.schema is None:
+            return None
         assert self._transaction is not None
         if self._schemas.setdefault(known.id, known.schema) != known.schema:
             self._end = True
@@ -375,12 +374,11 @@ class Reader:
                 self._put_back, self._end = frame, True
                 return
             for oid, number in wanted:
-                codec = self._codec(oid, number)
-                assert codec is not None
-                self.sequence += 1
-                codec.truncate(self.sequence, lsn)
-            self._run.truncated = frozenset(self._known[oid].id for oid, _ in wanted)
-            self._end = bool(wanted)
+                if codec := self._codec(oid, number):
+                    self.sequence += 1
+                    codec.truncate(self.sequence, lsn)
+                    self._run.truncated |= {self._known[oid].id}
+            self._end = bool(self._run.truncated)
         inside.ordinal += 1
 
     def _wanted(self, oid: bytes, number: int) -> bool:
@@ -389,7 +387,7 @@ class Reader:
         if known is None:
             detail = f"an event of relation {number}, which was not announced"
             raise CdcError("CDC-PG-150", detail, where=str(self.position))
-        return known.id in self._drop.begun and not self._copied(known.id)
+        return known.id in self._drop.begun and known.id not in self._watch.left and not self._copied(known.id)
 
     def _misplaced(self, what: str) -> NoReturn:
         raise CdcError("CDC-PG-150", f"a {what} message out of place", where=str(self.position))

@@ -16,19 +16,20 @@ from importlib.metadata import version
 from typing import Any
 
 from cdc.errors import EXIT_UNAVAILABLE, CdcError, Unavailable, entry
-from cdc.postgres import facts, preflight, retention, slot, sql
+from cdc.postgres import facts, preflight, retention, slot, sql, watch
 from cdc.postgres.chunks import Chunks, ReadLimits
 from cdc.postgres.envelope import Origin
 from cdc.postgres.facts import Table
 from cdc.postgres.messages import Messages
 from cdc.postgres.position import Snapshot, StreamPosition, lsn_int, lsn_text
 from cdc.postgres.reader import Reader
-from cdc.postgres.relations import NotBinary, Register, Relations, reload
+from cdc.postgres.relations import NotBinary, Register, Relations
 from cdc.postgres.session import Session
 from cdc.postgres.slot import Publications
 from cdc.postgres.stream import Stream
 from cdc.postgres.type_catalog import types_of
 from cdc.postgres.types import is_exact, logical
+from cdc.postgres.watch import Look, Watch
 from cdc.selection import TableFilter
 from cdc.source import Chunk, ChunkSpec, Filter, Finding, Piece, Restructured, Run, Unsettled
 from cdc.table import TableId
@@ -75,9 +76,8 @@ class PostgresSource:
         # Published before the slot was made, or read since, as these facts have it: no older transaction can have written to them.
         self._published_long: dict[TableId, Json] = {}
         self._streamed: list[str] = []
-        self._noticed: dict[TableId, Json] = {}
-        self._watched: Filter = Filter()
-        self._next_heartbeat = 0.0
+        self._watch: Watch
+        self._next_heartbeat = self._next_look = 0.0
         self._confirmed = 0
 
     # ---------------------------------------------------------------------------------------------------------- preflight
@@ -127,7 +127,8 @@ class PostgresSource:
     def open(self, at: Json, confirmed: Json, sequence: int, epoch: int) -> None:
         self.close()
         position, cut = StreamPosition.from_json(at), StreamPosition.from_json(confirmed)
-        _demand(self._findings(position.slot))
+        # What concerns one table alone is looked at with it: the others go on.
+        _demand(finding for finding in self._findings(position.slot) if finding.code not in watch.OF_A_TABLE)
         control, replication = self._controlled(), self._connect(replication=True)
         found = slot.verify(control, slot.identify(replication), position)
         if found.confirmed > cut.confirmable:
@@ -140,6 +141,7 @@ class PostgresSource:
         database = control.run("SELECT current_database()")[0][0] or ""
         self._origin = Origin(self._pipeline, database, epoch, version("penstock"))
         self._relations = Relations(control, self._pipeline, self._register, self._publications, self._insert_only)
+        self._watch, self._next_look = Watch(self._relations, self._insert_only), 0.0
         self._stream(replication, position, sequence, binary=self._all_exact(control))
         self._chunks = Chunks(
             self._connect, self._relations, self._publications, self._origin, self._beat, self._read_limits
@@ -169,7 +171,7 @@ class PostgresSource:
             binary=binary,
             mark_prefix=f"penstock.mark.{self._pipeline}",
             xid_near=slot.snapshot(control).xmax,
-            looked_at=self._looked_at,
+            watch=self._watch,
         )
 
     def _all_exact(self, control: Session) -> bool:
@@ -180,20 +182,29 @@ class PostgresSource:
 
     # --------------------------------------------------------------------------------------------------------- the stream
     def poll(self, timeout_s: float, drop: Filter) -> Run:
-        reader, self._watched = self._opened(), drop
+        reader = self._opened()
         reader.stream.beat()
         if time.monotonic() >= self._next_heartbeat:
             self._heartbeat(reader)
+        look = Look({}, {}) if time.monotonic() < self._next_look else self._look(drop)
         before, sequence = reader.position, reader.sequence
         try:
             run = reader.run(timeout_s, drop)
         except NotBinary:
             self._in_text(before, sequence)
+            self._watch.begins(drop)
             run = Run({}, before.to_json(), sequence, before.open is not None)
         if len(reader.position.unseen) > UNSEEN_MAX:
             reader.prune(slot.snapshot(self._controlled()))
             run.stream = reader.position.to_json()
-        run.facts, self._noticed = self._noticed, {}
+        run.left, run.altered, run.facts = (
+            self._watch.left,
+            look.altered | self._watch.altered,
+            look.facts | self._watch.facts,
+        )
+        run.found, run.refused = look.found, look.refused
+        if run.left:
+            self._next_look = 0.0
         return run
 
     def _in_text(self, at: StreamPosition, sequence: int) -> None:
@@ -223,23 +234,24 @@ class PostgresSource:
             detail = f"the slot stands at {lsn_text(confirmed)}, capture has confirmed {lsn_text(self._confirmed)}"
             raise CdcError("CDC-PG-130", detail, where=position.slot)
         reader.prune(Snapshot.parse(row[0][0] or ""))
-        tables = facts.by_name(control, self._publications, self._watched.facts) if self._watched.facts else {}
-        for id_ in self._watched.facts:
-            self._looked_at(id_, tables.get(id_))
 
-    def _looked_at(self, id_: TableId, table: Table | None) -> None:
-        """D9: compare what the catalog says of a live table with what the log knows; stop where rows changed without events."""
-        then = self._watched.facts.get(id_)
-        if then is None:
-            return
-        if table is not None:
-            _demand(preflight.identity(table, self._insert_only))
-        now = None if table is None else self._relations.facts(table)
-        if reason := facts.altered(then, now):
-            remedy = reload(id_) if now else "Start capture again: the table is then left out."
-            raise CdcError("CDC-PG-160", f"{id_}: {reason}", where=str(id_), remedy=remedy)
-        if now is not None and (changed := facts.noticed(then, now)) != then:
-            self._noticed[id_] = changed
+    def _look(self, drop: Filter) -> Look:
+        """D9, by timer: the catalog beside what the log knows; the selected tables that are not captured. It takes a small part of the
+        time, however many tables there are."""
+        started, control, seen = time.monotonic(), self._controlled(), self._watch
+        watch.publications(control, self._publications, self._streamed)
+        tables = {table.id: table for table in facts.candidates(control, self._publications)}
+        seen.begins(drop)
+        for id_ in drop.live:
+            seen.looked_at(id_, tables.get(id_))
+        new = [
+            t for t in tables.values() if t.persistence == "p" and t.id not in drop.begun and self._select.matches(t.id)
+        ]
+        refused = watch.refused(control, self._plan(new))
+        ended = time.monotonic()
+        self._next_look = ended + max(self._heartbeat_s, watch.LOOK_SHARE * (ended - started))
+        found = [table.id for table in new if table.id not in refused]
+        return Look(seen.altered, seen.facts, found, list(refused.values()))
 
     def mark(self) -> str:
         control, name = self._control, secrets.token_hex(8)
@@ -261,12 +273,13 @@ class PostgresSource:
     # -------------------------------------------------------------------------------------------------------------- tables
     def include(self, tables: Iterable[TableId]) -> Mapping[TableId, Json]:
         control, wanted = self._controlled(), list(tables)
-        found = facts.by_name(control, self._publications, wanted)
-        for id_ in wanted:
-            if id_ not in found or found[id_].persistence != "p":
-                raise CdcError("CDC-PG-139", f"{id_} is not an ordinary, logged table", where=str(id_))
-        plan = self._plan(list(found.values()))
-        _demand(preflight.table_findings(control, plan))
+        watch.publications(control, self._publications, self._streamed)
+        candidates = {table.id: table for table in facts.candidates(control, self._publications)}
+        found = {id_: candidates[id_] for id_ in wanted if id_ in candidates and candidates[id_].persistence == "p"}
+        refused = watch.refused(control, self._plan(list(found.values())))
+        watch.withdrawn(control, self._publications, found.values(), refused)
+        wanted = [id_ for id_ in found if id_ not in refused]
+        found = {id_: found[id_] for id_ in wanted}
         if not all(table.placed(id_ in self._insert_only) for id_, table in found.items()):
             slot.publish(control, self._publications, list(found.values()), self._insert_only)
             found = facts.by_name(control, self._publications, wanted)
@@ -277,7 +290,7 @@ class PostgresSource:
         # first puts all of them below the snapshot's xmax, where it lists them.
         control.run("SELECT pg_catalog.pg_current_xact_id()")
         running = sorted(slot.snapshot(control).running)
-        described = self._relations.described((found[id_] for id_ in wanted), running)
+        described = self._relations.described(found.values(), running)
         for id_, now in described.items():
             if self._published_long.get(id_) == _publication(now):
                 now["waits"] = []

@@ -51,12 +51,6 @@ FOLLOWED = {
     "truncate": "TRUNCATE t",
     "wider varchar": "ALTER TABLE t ALTER s TYPE varchar(60); UPDATE t SET s = repeat('x', 50) WHERE id = 1",
 }
-RELOADED = {
-    "add column with a default": "ALTER TABLE t ADD COLUMN w int DEFAULT 7",
-    "rewritten type": "ALTER TABLE t ALTER n TYPE bigint",
-    "renamed column": "ALTER TABLE t RENAME v TO w",
-    "made again": "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'other')",
-}
 WIDE = """
 CREATE TABLE t (id int PRIMARY KEY, v text, n int NOT NULL DEFAULT 3, s varchar(20));
 CREATE TABLE u (id int PRIMARY KEY);
@@ -82,42 +76,6 @@ def test_a_change_that_is_followed(make: Make, change: str) -> None:
     assert tables["public.t"] == 1
 
 
-@pytest.mark.parametrize("change", RELOADED)
-def test_a_change_without_events(make: Make, change: str) -> None:
-    scene = make(schema=WIDE)
-    scene.live()
-    scene.source.execute(RELOADED[change])
-    stopped = scene.stops("capture", "CDC-PG-160", "public.t")
-    assert stopped.remedy == f"cdc reload {scene.pipeline.file} public.t"
-    scene.source.execute("UPDATE t SET id = -id WHERE id < 4")
-    scene.follow(stopped.remedy)
-    if change in ("renamed column", "made again"):
-        columns = {"renamed column": "id, w, n, s", "made again": "id, v"}[change]
-        scene.pairs[0] = f"(SELECT {columns} FROM public.t)", f"(SELECT {columns} FROM public.t)"
-    scene.live()
-
-
-def test_two_tables_change_at_once(make: Make) -> None:
-    scene = make(schema=WIDE)
-    scene.live()
-    scene.source.execute("ALTER TABLE t ADD COLUMN w int DEFAULT 7; ALTER TABLE u ADD COLUMN w int DEFAULT 8")
-    assert end_by_end(scene) == ["CDC-PG-160", "CDC-PG-160"]
-
-
-def test_a_table_that_is_dropped(scene: Scene) -> None:
-    scene.live()
-    scene.source.execute("DROP TABLE u")
-    stopped = scene.stops("capture", "CDC-PG-160", "public.u", "dropped")
-    assert "Start capture again" in stopped.remedy
-    scene.pipeline.reload("public.u")  # as the catalogue says for other changes: it must do no harm
-    scene.pairs.pop()
-    scene.live()
-    scene.source.execute("CREATE TABLE u (id int PRIMARY KEY, n numeric); INSERT INTO u VALUES (1, 1)")
-    scene.pairs.append(("public.u", "public.u"))
-    scene.terminate("capture")
-    scene.live()
-
-
 @pytest.mark.parametrize("again", [False, True], ids=["dropped", "made again"])
 def test_a_publication_that_is_dropped(scene: Scene, again: bool) -> None:
     scene.live()
@@ -130,18 +88,14 @@ def test_a_publication_that_is_dropped(scene: Scene, again: bool) -> None:
         )
         alter(scene.source, statement)
     scene.source.execute("DELETE FROM t WHERE id < 20")
-    codes = end_by_end(scene)
-    assert "CDC-PG-142" in codes
-    assert set(codes) <= {"CDC-PG-160", "CDC-PG-142"}
+    assert set(end_by_end(scene)) == {"CDC-PG-142"}
 
 
 def test_a_publication_that_is_dropped_under_way(scene: Scene) -> None:
     scene.live()
     alter(scene.source, "DROP PUBLICATION cdc_bad")
     scene.source.execute("DELETE FROM t WHERE id < 10")
-    codes = end_by_end(scene)
-    assert set(codes) <= {"CDC-PG-160", "CDC-PG-142"}
-    assert codes
+    assert set(end_by_end(scene)) == {"CDC-PG-142"}
 
 
 # --------------------------------------------------------------------------------------------------------------- selection

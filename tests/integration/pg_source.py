@@ -58,7 +58,7 @@ class Capture:
         self.source.open(self.at, self.cut, self.sequence, 0)
         if include:
             self.facts = self.source.include(self.source.tables())
-            self.filter = Filter(frozenset(self.facts), {}, self.facts)
+            self.filter = Filter(self.facts, {}, frozenset(self.facts))
         return self
 
     def reopen(self) -> Capture:

@@ -123,7 +123,7 @@ def test_older_transactions_hold_the_first_chunk_back(database: Database) -> Non
     with closing(database.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("SET application_name = 'slow app'; INSERT INTO t VALUES (1)")
         capture.facts = capture.source.include(capture.source.tables())
-        capture.filter = Filter(frozenset(capture.facts))
+        capture.filter = Filter(capture.facts)
         assert capture.facts[TableId("public", "a")]["waits"] == []
         cursor.execute("INSERT INTO t VALUES (2)")
         unsettled = capture.chunk("public.t")
@@ -160,7 +160,7 @@ def test_keyless_tables(database: Database) -> None:
     capture = Capture(database.grant_source(), tables=["public.*"]).start()
     h = TableId("public", "h")
     assert capture.facts[h]["keyless"]
-    capture.filter = replace(capture.filter, keyless={h: None}, facts={})
+    capture.filter = replace(capture.filter, keyless={h: None}, live=frozenset())
     database.execute("INSERT INTO h VALUES (7, 'seen'); UPDATE h SET v = 8 WHERE v = 7")
     chunk = capture.chunk("public.h", keyless=True, bytes_max=100_000)
     mark = capture.source.mark()

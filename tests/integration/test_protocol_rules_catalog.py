@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -58,12 +57,9 @@ def _untold(ddl: str) -> Callable[[World], bool]:
         capture.until_mark()
         assert equal(capture, database, "t", "p")
         database.execute(ddl)
-        try:
-            time.sleep(0.02)
-            capture.until_mark()
-        except CdcError as stopped:
-            return stopped.code == "CDC-PG-160" and stopped.remedy.startswith("cdc reload public.")
-        return equal(capture, database, "t", "p")
+        capture.source._next_look = 0
+        runs = capture.until_mark()
+        return any(run.altered for run in runs) or equal(capture, database, "t", "p")
 
     return scenario
 

@@ -30,11 +30,14 @@ class Change(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """What a load compares: TRUNCATE gives a new file, ALTER new columns, and what rewrites rows without events shows too."""
+    """What a load compares: TRUNCATE gives a new file, ALTER new columns, and what rewrites rows without events shows too. `key` is a
+    structure that no event of the other fits; `oid` another table's of the same name, 0 where there is none."""
 
     file: int = 1
     columns: int = 0
     rewrites: int = 0
+    key: int = 0
+    oid: int = 1
 
 
 class Snapshot(NamedTuple):
@@ -56,6 +59,8 @@ class Transaction:
     silent: TableId | None = None  # the table whose rows it changes without events
     altered: TableId | None = None
     rewrites: bool = False  # `silent` can be noticed at the source
+    rekeyed: TableId | None = None
+    made: int | None = None  # the table's oid from here on, 0: it is dropped
     place: int = 0  # in the stream, from 1; 0 = not committed
     hidden: frozenset[TableId] = frozenset()  # tables that were not published when it wrote them (D6)
 
@@ -100,7 +105,9 @@ class Database:
         self.running: dict[int, Transaction] = {}  # executed, not yet visible
         self.locks: dict[tuple[TableId, object], int] = {}
         self.next_xid, self.boot = 1, 1
-        self.published: dict[TableId, tuple[int, ...]] = {}  # with the numbers that ran when the table was added
+        self.published: dict[
+            TableId, tuple[int, tuple[int, ...]]
+        ] = {}  # oid, and the numbers that ran when it was added
         self.slots: dict[int, tuple[History, Any]] = {}  # epoch -> start
         self.slot_owner: object = None
         self.reloads: list[TableId] = []  # to be asked for: rows changed without events
@@ -109,6 +116,7 @@ class Database:
         self.mix = [*rng.choices(kinds, k=rng.randint(1, 6)), "insert", "move"]
         self.keyless_share, self.truncates = rng.choice((0.05, 0.2, 0.5)), rng.choice((0, 0.02, 0.05))
         self.alters, self.silents = rng.choice((0, 0, 0.03, 0.1)), rng.choice((0, 0, 0.04, 0.12))
+        self.rekeys, self.remakes = rng.choice((0, 0, 0.03, 0.1)), rng.choice((0, 0, 0.03, 0.1))
 
     # ---------------------------------------------------------------------------------------------- life of a transaction
     def step(self) -> None:
@@ -139,8 +147,12 @@ class Database:
         if tx.altered:
             old = structures[tx.altered]
             new[tx.altered] = old._replace(columns=(old.columns + 1) % VERSIONS)
+        if tx.rekeyed:
+            old = structures[tx.rekeyed]
+            new[tx.rekeyed] = old._replace(key=1 - old.key)
         if tx.rewrites and tx.silent:
-            new[tx.silent] = structures[tx.silent]._replace(rewrites=tx.xid)
+            old = structures[tx.silent]
+            new[tx.silent] = old._replace(rewrites=tx.xid) if tx.made is None else old._replace(oid=tx.made)
         return {**structures, **new} if new else structures
 
     def _make_visible(self) -> None:
@@ -188,6 +200,18 @@ class Database:
         self.durable = len(self.history.commits)
         while self.running:
             self._make_visible()
+        for table, structure in self.structures.items():
+            if not structure.oid:
+                self.remake(table)
+
+    def remake(self, table: TableId) -> None:
+        """Drop it, or make it, or both, at once."""
+        tx = self.running[self.next_xid] = Transaction(self.next_xid)
+        self.next_xid += 1
+        self._remake(tx, table)
+        self._commit(tx)
+        self.durable = len(self.history.commits)
+        self._make_visible()
 
     def snapshot(self) -> Snapshot:
         return Snapshot(self.next_xid, tuple(self.running))
@@ -203,15 +227,20 @@ class Database:
 
     def publish(self, table: TableId) -> None:
         """D6: transactions that wrote to the table before are not streamed for it."""
-        if table not in self.published:
-            self.published[table] = tuple(self.running)
+        if not self.is_published(table):
+            self.published[table] = self.structures[table].oid, tuple(self.running)
             for tx in self.running.values():
                 tx.hidden |= {table}
+
+    def is_published(self, table: TableId) -> bool:
+        """One that is made again is not."""
+        return table in self.published and self.published[table][0] == self.structures[table].oid
 
     # ------------------------------------------------------------------------------------------------------------- writing
     def _execute(self) -> None:
         rng = self.rng
         tx = self.running[self.next_xid] = Transaction(self.next_xid, synchronous=rng.random() < 0.5)
+        tx.hidden = frozenset(table for table in TABLES if table in self.published and not self.is_published(table))
         self.next_xid += 1
         roll, table = rng.random(), rng.choice(KEYED)
         if roll < self.silents:
@@ -221,10 +250,17 @@ class Database:
                     self._change(tx, table, kind)
                 tx.changes.clear()
             return
-        if roll < self.silents + self.alters:
+        if roll < self.silents + self.remakes:
+            self._remake(tx, rng.choice(TABLES))
+            return
+        roll -= self.silents + self.remakes
+        if roll < self.alters + self.rekeys:
             table = rng.choice(TABLES)
             if self._lock_table(tx, table):
-                tx.altered = table
+                if roll < self.alters:
+                    tx.altered = table
+                else:
+                    tx.rekeyed, tx.synchronous = table, True
         for _ in range(rng.choice((1, 1, 2, 3, 4, 8))):
             roll = rng.random()
             if roll < self.truncates:
@@ -238,16 +274,37 @@ class Database:
             else:
                 self._change(tx, rng.choice(KEYED), rng.choice(self.mix))
 
+    def _remake(self, tx: Transaction, table: TableId) -> None:
+        """Drop the table, or make it, or both; no event shows it, nor its first rows."""
+        exists = self.structures[table].oid
+        if not self._lock_table(tx, table, gone=not exists):
+            return
+        tx.silent, tx.synchronous, tx.rewrites = table, True, True
+        rows = self._rows(tx, table)
+        rows.clear()
+        tx.writes.append((table, None, None))
+        tx.made = 0 if exists and self.rng.random() < 0.5 else tx.xid + 1
+        for _ in range(self.rng.randrange(4) if tx.made else 0):
+            if table == KEYLESS:
+                self._put(tx, Change("c", table, self.new()), self.rng.randrange(KEYLESS_VALUES))
+            else:
+                self._change(tx, table, "insert")
+        tx.changes.clear()
+
     def _lock(self, tx: Transaction, table: TableId, *wanted: object) -> bool:
+        if not (self.structures[table].oid or tx.made):
+            return False
         locks = [(table, what) for what in wanted]
         if any(self.locks.get(lock, tx.xid) != tx.xid for lock in [*locks, (table, "*")]):
             return False
         self.locks.update(dict.fromkeys(locks, tx.xid))
         return True
 
-    def _lock_table(self, tx: Transaction, table: TableId) -> bool:
+    def _lock_table(self, tx: Transaction, table: TableId, *, gone: bool = False) -> bool:
         others = any(lock[0] == table and xid != tx.xid for lock, xid in self.locks.items())
-        return not others and self._lock(tx, table, "*")
+        if gone and not others:
+            self.locks[table, "*"] = tx.xid
+        return not others and (gone or self._lock(tx, table, "*"))
 
     def _rows(self, tx: Transaction, table: TableId) -> dict[int, Any]:
         if table not in tx.view:

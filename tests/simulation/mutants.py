@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -471,6 +472,47 @@ def truncate_voids() -> Patches:
     return [off(changes.Changes, "_truncate", truncate)]
 
 
+def noticed(**instead: Any) -> Any:
+    """Of what a source noticed, this is not seen."""
+    real = Load._noticed
+    return off(Load, "_noticed", lambda load, run: real(load, replace(run, **instead)))
+
+
+@mutant
+def altered_is_loaded_anew() -> Patches:
+    """D9: rows that changed without events are read again."""
+    return [noticed(altered={}), often(silents=0.1, remakes=0)]
+
+
+@mutant
+def found_is_taken_in() -> Patches:
+    """D9: a table that is made while the capture runs is captured."""
+    return [noticed(found=()), often(remakes=0.1)]
+
+
+@mutant
+def what_does_not_fit_is_left_out() -> Patches:
+    """D9: no event of another structure gets into a load."""
+    return [off(FakeSource, "structure_rule"), often(rekeys=0.1)]
+
+
+@mutant
+def left_until_the_next_load() -> Patches:
+    """D9: a table whose events were left out is not captured again before a new load of it begins."""
+
+    def forgiving(load: Load, run: Any) -> None:
+        real(load, replace(run, left={}, altered={**run.altered, **run.left}))
+
+    real = Load._noticed
+    return [off(Load, "_noticed", forgiving), often(rekeys=0.15)]
+
+
+@mutant
+def left_in_the_position() -> Patches:
+    """D9: ... and a restart knows of it, though the table may be again what it was."""
+    return [*state_without(left=[]), often(rekeys=0.15, killed=0.01, select=0)]
+
+
 # ----------------------------------------------------------------------------------------- defects that were found like this
 @mutant
 def old_cut_is_not_of_the_new_epoch() -> Patches:
@@ -519,18 +561,6 @@ def request_has_its_own_mark() -> Patches:
 
     real = Load.want
     return [off(Load, "want", want), often(silents=0.3, alters=0.1, busy=4)]
-
-
-@mutant
-def announced_reloads_are_not_watched() -> Patches:
-    """D9: a table that waits for its reload does not stop the capture again and again."""
-
-    def take(load: Load, signals: Any) -> None:
-        real(load, signals)
-        load._announced, load._filter = set(), None
-
-    real = Load.take
-    return [off(Load, "take", take), often(silents=0.1)]
 
 
 @mutant
