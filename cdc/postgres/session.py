@@ -54,6 +54,11 @@ _accepted: set[str] = set()
 _AWAY_CLASSES = ("08", "53", "57P", "58")  # connection, resources, operator intervention, the server's own I/O
 
 
+# An internal error. While a slot is made or a change decoded, it comes of a catalog that changes at the same moment ("could not map
+# filenumber … to relation OID" beside a TRUNCATE) and passes; XX001 and XX002, damaged data, do not.
+INTERNAL = "XX000"
+
+
 class SqlFailed(CdcError):
     """The server refused a statement; `sqlstate` says why, for the few callers that expect it."""
 

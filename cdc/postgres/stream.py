@@ -16,7 +16,7 @@ from psycopg import pq
 from cdc.errors import CdcError, Unavailable
 from cdc.postgres import sql
 from cdc.postgres.position import lsn_text
-from cdc.postgres.session import IDLE_S, Session, SqlFailed
+from cdc.postgres.session import IDLE_S, INTERNAL, Session, SqlFailed
 
 _STATUS = struct.Struct(">cqqqqB")
 _KEEPALIVE = struct.Struct(">xqqB")
@@ -88,6 +88,8 @@ class Stream:
         except SqlFailed as error:
             if error.sqlstate == _UNDEFINED_OBJECT:
                 raise CdcError("CDC-PG-142", error.detail) from None
+            if error.sqlstate == INTERNAL:
+                raise Unavailable("CDC-PG-101", error.detail) from None
             raise
         raise Unavailable("CDC-PG-101", "the server ended the stream")
 
