@@ -77,6 +77,18 @@ server for the stream and for all reads. In no pooling mode is that certain, and
         "Put the server's own host and port into the source's URL.",
         EXIT_CONFIG,
     ),
+    "CDC-PG-118": Entry(
+        "the server gives a silent stream up early",
+        "Capture answers the server by its own timer, more often when wal_sender_timeout is short. Below ten seconds any pause, of a \
+machine or a network, ends the stream, which then begins anew.",
+        "ALTER ROLE … SET wal_sender_timeout = '60s'",
+    ),
+    "CDC-PG-119": Entry(
+        "the log that slots may keep is small against the load",
+        "While existing rows are read the server keeps what is written meanwhile. Beyond max_slot_wal_keep_size it gives the slot up, \
+and the load begins anew. The expected size is by the planner's figures, which ANALYZE renews.",
+        "ALTER SYSTEM SET max_slot_wal_keep_size to at least twice what the load reads, or load fewer tables at a time.",
+    ),
     "CDC-PG-120": Entry(
         "the replication slot is gone",
         "The log has a position, but the slot that would resume from it no longer exists: changes since then cannot be read again.",

@@ -33,12 +33,16 @@ date_trunc('second', now() - p.prepared) || ' ago), which ROLLBACK PREPARED ' ||
 """
 
 
-def running(session: Session, xids: Iterable[int] | None = None) -> list[str]:
-    """The open transactions: those of `xids`, or all that have written. Prepared ones and their names included."""
+def running(session: Session, xids: Iterable[int] | None = None, older_than: str = "0 s") -> list[str]:
+    """The open transactions: those of `xids`, or all that have written; those that are older than an interval, among which one of
+    hidden age is not. Prepared ones and their names included."""
     wanted = None if xids is None else {xid & 0xFFFFFFFF for xid in xids}
     rows = session.run(
-        f"""SELECT a.backend_xid::text, {_SESSION} FROM pg_catalog.pg_stat_activity a WHERE a.backend_xid IS NOT NULL
-            UNION ALL SELECT p.transaction::text, {_PREPARED} FROM pg_catalog.pg_prepared_xacts p ORDER BY 1"""
+        f"""SELECT a.backend_xid::text, {_SESSION} FROM pg_catalog.pg_stat_activity a
+            WHERE a.backend_xid IS NOT NULL AND ($1 = '0 s' OR a.xact_start < now() - $1::interval)
+            UNION ALL SELECT p.transaction::text, {_PREPARED} FROM pg_catalog.pg_prepared_xacts p
+            WHERE p.prepared <= now() - $1::interval ORDER BY 1""",
+        [older_than],
     )
     return [row[1] or "" for row in rows if wanted is None or int(row[0] or 0) in wanted]
 

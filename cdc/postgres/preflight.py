@@ -6,29 +6,33 @@ for `cdc check`, at every start and at every reconnect.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from cdc.catalogue.postgres import ENTRIES
-from cdc.postgres import facts, slot, sql
+from cdc.postgres import blockers, facts, slot, sql
 from cdc.postgres.facts import Table
 from cdc.postgres.session import Session
 from cdc.postgres.slot import Publications
+from cdc.selection import TableFilter
 from cdc.source import Finding
 from cdc.table import TableId
 
 VERSIONS = range(14, 19)
 OLD_TRANSACTION = "5 minutes"
+SENDER_TIMEOUT_MIN_S = 10
 
 
 class Plan(NamedTuple):
-    """What capture is about to use: its names, and the selected tables as the catalog has them."""
+    """What capture is about to use: its names, the selected tables as the catalog has them, and by what they were selected."""
 
     slot: str
     publications: Publications
     tables: Sequence[Table]
     insert_only: frozenset[TableId]
     unmatched: Sequence[str] = ()
+    wanted: TableFilter = TableFilter()
 
 
 def error(code: str, detail: str, where: str = "", remedy: str | None = None) -> Finding:
@@ -46,9 +50,11 @@ def findings(session: Session, plan: Plan) -> list[Finding]:
         _role,
         _capacity,
         _tables,
+        _left_out,
         _partitions,
         _publications,
         _retention,
+        _old_transactions,
     )
     found = [finding for check in checks for finding in check(session, plan)]
     return sorted(found, key=lambda finding: finding.severity != "error")
@@ -93,11 +99,19 @@ def _capacity(session: Session, plan: Plan) -> Iterator[Finding]:
                   (SELECT count(*) FROM pg_catalog.pg_stat_replication), current_setting('max_wal_senders')"""
     )[0]
     if int(slots or 0) >= int(slots_max or 0) and slot.find(session, plan.slot) is None:
-        yield error("CDC-PG-111", f"all {slots_max} replication slots are taken")
+        idle = session.run("SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE NOT active ORDER BY 1")
+        unread = f"; nobody reads {', '.join(str(row[0]) for row in idle)}" if idle else ""
+        yield error("CDC-PG-111", f"all {slots_max} replication slots are taken{unread}")
     if int(senders_max or 0) == 0:
         yield error("CDC-PG-116", "max_wal_senders is 0")
     elif int(senders or 0) >= int(senders_max or 0):
         yield error("CDC-PG-116", f"all {senders_max} walsenders are busy")
+    role, timeout_ms = session.run(
+        "SELECT current_user, setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'"
+    )[0]
+    if 0 < int(timeout_ms or 0) < SENDER_TIMEOUT_MIN_S * 1000:
+        detail = f"wal_sender_timeout is {int(timeout_ms or 0) / 1000:g} s: a short pause ends the stream"
+        yield warning("CDC-PG-118", detail, "", f"ALTER ROLE {sql.ident(role or '')} SET wal_sender_timeout = '60s'")
 
 
 def _tables(session: Session, plan: Plan) -> Iterator[Finding]:
@@ -124,6 +138,21 @@ def _tables(session: Session, plan: Plan) -> Iterator[Finding]:
             remedy = f"ALTER ROLE {sql.ident(role)} BYPASSRLS"
             yield error("CDC-PG-133", f"row security hides rows of {where} from role {role}", where, remedy)
         yield from identity(table, plan.insert_only)
+
+
+def _left_out(session: Session, plan: Plan) -> Iterator[Finding]:
+    """Tables that the patterns take and whose changes are in no log: foreign and temporary ones."""
+    rows = session.run(
+        """SELECT n.nspname, c.relname, CASE c.relkind WHEN 'f' THEN 'a foreign table' ELSE 'a temporary table' END
+           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+           WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
+               AND (c.relkind = 'f' OR (c.relpersistence = 't' AND c.relkind IN ('r', 'p'))) ORDER BY 1, 2"""
+    )
+    for schema, name, kind in rows:
+        table = TableId(schema or "", name or "")
+        if plan.wanted.matches(table):
+            remedy = f"Name it in `tables:` of the pipeline file: {json.dumps('!' + str(table))}"
+            yield warning("CDC-PG-139", f"{table} is {kind} and is left out", str(table), remedy)
 
 
 def identity(table: Table, insert_only: frozenset[TableId]) -> Iterator[Finding]:
@@ -165,7 +194,10 @@ def _publications(session: Session, plan: Plan) -> Iterator[Finding]:
     existing = slot.owned(session, plan.publications)
     for table in plan.tables:
         if table.filtered:
-            yield error("CDC-PG-136", f"a publication leaves out rows of {table.id}", str(table.id))
+            named, only = sql.ident(plan.publications[table.id in plan.insert_only]), f"ONLY {sql.qualified(table.id)}"
+            again = f"ALTER PUBLICATION {named} DROP TABLE {only}; ALTER PUBLICATION {named} ADD TABLE {only}"
+            detail = f"a publication leaves out rows of {table.id}"
+            yield error("CDC-PG-136", detail, str(table.id), f"BEGIN; {again}; COMMIT")
     may_create, *_ = session.run("SELECT has_database_privilege(current_database(), 'CREATE')")[0]
     foreign = _not_ours(session, plan.tables)
     for name, inserts in ((plan.publications.all, False), (plan.publications.inserts, True)):
@@ -177,7 +209,9 @@ def _publications(session: Session, plan: Plan) -> Iterator[Finding]:
         named = ", ".join(map(str, missing))
         if name in existing and not existing[name]:
             if not inserts and (reason := slot.incomplete(session, name)):
-                yield error("CDC-PG-135", f"publication {name} belongs to another role and {reason}", name)
+                whole = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+                remedy = f"ALTER PUBLICATION {sql.ident(name)} SET ({whole})"
+                yield error("CDC-PG-135", f"publication {name} belongs to another role and {reason}", name, remedy)
             if moved := [
                 table.id for table in plan.tables if table.whole and table.id in plan.insert_only and not inserts
             ]:
@@ -205,22 +239,41 @@ def _not_ours(session: Session, tables: Sequence[Table]) -> set[TableId]:
     return {table.id for table in tables if table.oid in oids}
 
 
-def _retention(session: Session, _plan: Plan) -> Iterator[Finding]:
+def _retention(session: Session, plan: Plan) -> Iterator[Finding]:
     rows = session.run(
         """SELECT name, setting || coalesce(unit, '') FROM pg_catalog.pg_settings
            WHERE (name = 'max_slot_wal_keep_size' AND setting <> '-1') OR (name = 'idle_replication_slot_timeout' AND setting <> '0')"""
     )
     for name, value in rows:
-        remedy = f"ALTER SYSTEM SET {name} = {-1 if name == 'max_slot_wal_keep_size' else 0}; SELECT pg_reload_conf()"
-        yield warning(
-            "CDC-PG-140",
-            f"{name} is {value}: the server gives up the slot of a capture that is away for long",
-            "",
-            remedy,
-        )
-    old = session.run(
-        f"""SELECT 'pid ' || pid || ' (' || coalesce(nullif(application_name, ''), 'unnamed') || ')' FROM pg_catalog.pg_stat_activity
-            WHERE backend_xid IS NOT NULL AND xact_start < now() - interval '{OLD_TRANSACTION}'"""
-    )
-    for row in old:
-        yield warning("CDC-PG-141", f"{row[0]} has had a transaction open for more than {OLD_TRANSACTION}")
+        kept = name == "max_slot_wal_keep_size"
+        if kept and (found := _small(session, plan)):
+            yield found
+            continue
+        remedy = f"ALTER SYSTEM SET {name} = {-1 if kept else 0}; SELECT pg_reload_conf()"
+        detail = f"{name} is {value}: the server gives up the slot of a capture that is away for long"
+        yield warning("CDC-PG-140", detail, "", remedy)
+
+
+def _small(session: Session, plan: Plan) -> Finding | None:
+    """Is the limit less than what a load of all tables reads, by the planner's figures? They take no lock, which sizes would."""
+    size, limit = session.run(
+        """WITH RECURSIVE tree (oid) AS (
+               SELECT unnest($1::oid[]) UNION SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_class p ON p.oid = tree.oid
+               JOIN pg_catalog.pg_inherits i ON i.inhparent = p.oid WHERE p.relkind = 'p')
+           SELECT coalesce(sum(c.relpages::int8 + coalesce(t.relpages, 0)), 0)::int8 * current_setting('block_size')::int8,
+               pg_catalog.pg_size_bytes((SELECT setting || unit FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'))
+           FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid""",
+        [sql.text_array(str(table.oid) for table in plan.tables if table.persistence == "p")],
+    )[0]
+    expected_mb, limit_mb = int(size or 0) >> 20, int(limit or 0) >> 20
+    if expected_mb <= limit_mb:
+        return None
+    detail = f"max_slot_wal_keep_size is {limit_mb} MB, and a load of the selected tables reads about {expected_mb} MB"
+    remedy = f"ALTER SYSTEM SET max_slot_wal_keep_size = '{2 * expected_mb}MB'; SELECT pg_reload_conf()"
+    return warning("CDC-PG-119", detail, "", remedy)
+
+
+def _old_transactions(session: Session, _plan: Plan) -> Iterator[Finding]:
+    for named in blockers.running(session, older_than=OLD_TRANSACTION):
+        statement = named.rpartition(", which ")[2].removesuffix(" ends")
+        yield warning("CDC-PG-141", f"open for more than {OLD_TRANSACTION}: {named}", "", statement)

@@ -22,13 +22,13 @@ from cdc.postgres.envelope import Origin
 from cdc.postgres.facts import Table
 from cdc.postgres.messages import Messages
 from cdc.postgres.position import Snapshot, StreamPosition, lsn_int, lsn_text
+from cdc.postgres.printed import is_carried
 from cdc.postgres.reader import Reader
 from cdc.postgres.relations import NotBinary, Register, Relations
 from cdc.postgres.session import Session
 from cdc.postgres.slot import Publications
 from cdc.postgres.stream import Stream
 from cdc.postgres.type_catalog import types_of
-from cdc.postgres.types import is_exact, logical
 from cdc.postgres.watch import Look, Watch
 from cdc.selection import TableFilter
 from cdc.source import Chunk, ChunkSpec, Filter, Finding, Piece, Restructured, Run, Unsettled
@@ -178,7 +178,7 @@ class PostgresSource:
         """May the stream be binary? One column that it cannot carry puts all of it in text mode."""
         columns = [column for table in self._selected(control) for column in table.streamed]
         types = types_of(control, [(column.type_oid, column.typmod) for column in columns])
-        return all(is_exact(logical(pg_type)) for pg_type, _ in types.values())
+        return all(is_carried(pg_type) for pg_type, _ in types.values())
 
     # --------------------------------------------------------------------------------------------------------- the stream
     def poll(self, timeout_s: float, drop: Filter) -> Run:
@@ -374,7 +374,8 @@ class PostgresSource:
 
     def _plan(self, tables: Sequence[Table], slot_name: str | None = None) -> preflight.Plan:
         unmatched = self._select.unmatched(table.id for table in tables)
-        return preflight.Plan(slot_name or self._slot_base, self._publications, tables, self._insert_only, unmatched)
+        name = slot_name or self._slot_base
+        return preflight.Plan(name, self._publications, tables, self._insert_only, unmatched, self._select)
 
 
 def _publication(table: Json) -> Json:

@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
 
+import psycopg2
 import pytest
 
 from cdc import journal
 from cdc.errors import CdcError
 from cdc.health import until_loss_s
-from cdc.postgres import blockers, retention
+from cdc.postgres import blockers, preflight, retention
 from cdc.postgres.chunks import ReadLimits
 from cdc.postgres.session import Session
 from cdc.source import Chunk, Finding, Unsettled
 from cdc.table import TableId
+from tests.e2e.pipeline import until
 from tests.integration.pg_source import Capture
 from tests.servers import Database, Missing, Server, execute, ident
 from tests.servers.pgbouncer import pooled
@@ -314,3 +316,115 @@ def test_a_pooler_is_refused_in_every_mode(database: Database, mode: str) -> Non
         assert refused.value.code == "CDC-PG-117"
         assert database.slots() == []
     assert found(direct) == {}
+
+
+@pytest.mark.parametrize("major", [16, 18])
+def test_settings_of_the_server_that_endanger_a_capture(private_postgres: Callable[..., Server], major: int) -> None:
+    """Each with its statement, which mends it: afterwards nothing is found."""
+    server = private_postgres(major, {"max_replication_slots": "1"})
+    settings = {"wal_sender_timeout": "2s", "max_slot_wal_keep_size": "1MB"}
+    for name, value in (settings | ({"idle_replication_slot_timeout": "3600s"} if major == 18 else {})).items():
+        server.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+    server.execute("SELECT pg_reload_conf()")
+    until(lambda: server.execute("SHOW max_slot_wal_keep_size") == [("1MB",)], 10, "the settings to be read")
+    with server.database("danger") as database:
+        database.execute(
+            """CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);
+               CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100000000);
+               INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i;
+               INSERT INTO p SELECT generate_series(1, 20000)"""
+        )
+        database.execute("VACUUM ANALYZE")
+        url = database.grant_source()
+        execute(database.admin_url, "SELECT pg_create_logical_replication_slot('forgotten', 'pgoutput')")
+        seen = found(url)
+        idle = {"CDC-PG-140"} if major == 18 else set()
+        assert set(seen) == {"CDC-PG-111", "CDC-PG-118", "CDC-PG-119"} | idle
+        assert seen["CDC-PG-111"].severity == "error"
+        assert "nobody reads forgotten" in seen["CDC-PG-111"].detail
+        assert "1 MB, and a load of the selected tables reads about 3 MB" in seen["CDC-PG-119"].detail
+        execute(database.admin_url, "SELECT pg_drop_replication_slot('forgotten')")
+        for code in ("CDC-PG-118", "CDC-PG-119", *idle):
+            assert seen[code].severity == "warning"
+            for statement in seen[code].remedy.split("; "):
+                server.execute(statement)
+        # 140: that there is a limit at all
+        until(lambda: set(found(url)) == {"CDC-PG-140"}, 10, "the settings to be read")
+        last = found(url)["CDC-PG-140"]
+        assert "max_slot_wal_keep_size" in last.detail
+        for statement in last.remedy.split("; "):
+            server.execute(statement)
+        until(lambda: found(url) == {}, 10, "the settings to be read")
+
+
+@pytest.mark.majors(16, 18)
+def test_an_old_transaction_is_found_with_what_ends_it(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    url = database.grant_source()
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO t VALUES (1)")
+        assert "CDC-PG-141" not in found(url), "it is young"
+        time.sleep(0.3)
+        monkeypatch.setattr(preflight, "OLD_TRANSACTION", "0.2 seconds")
+        execute(database.admin_url, f"GRANT pg_read_all_stats TO {ident(database.roles[-1])}")
+        with closing(Capture(url).source) as source:
+            pid = f"pid {connection.info.backend_pid} "
+            (finding,) = [each for each in source.check() if each.code == "CDC-PG-141" and pid in each.detail]
+        execute(database.admin_url, finding.remedy)
+        with pytest.raises(psycopg2.Error):
+            cursor.execute("SELECT 1")
+
+
+@pytest.mark.majors(16, 18)
+def test_tables_that_cannot_be_captured_are_named(database: Database) -> None:
+    """Those that the patterns take; the remedy is what to write into `tables:`, and then nothing is found."""
+    execute(
+        database.admin_url,
+        "CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER elsewhere FOREIGN DATA WRAPPER nothing",
+    )
+    execute(database.admin_url, 'CREATE FOREIGN TABLE public."Far away" (id int) SERVER elsewhere')
+    database.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE UNLOGGED TABLE u (id int PRIMARY KEY)")
+    url = database.grant_source()
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE passing (id int PRIMARY KEY)")
+        connection.commit()
+        with closing(Capture(url).source) as source:
+            seen = source.check()
+        kinds = sorted((finding.code, finding.severity, finding.where.partition(".")[2]) for finding in seen)
+        assert kinds == [
+            ("CDC-PG-134", "warning", "u"),
+            ("CDC-PG-139", "warning", '"Far away"'),
+            ("CDC-PG-139", "warning", "passing"),
+        ]
+        execute(database.admin_url, next(each.remedy for each in seen if each.code == "CDC-PG-134"))
+        excluded = [json.loads(each.remedy.partition(": ")[2]) for each in seen if each.code == "CDC-PG-139"]
+        assert found(url, tables=excluded) == {}
+        assert found(url, tables=["public.t", "public.u"]) == {}
+
+
+@pytest.mark.majors(16, 18)
+def test_a_publication_of_a_dba_that_leaves_things_out(database: Database) -> None:
+    database.execute("CREATE TABLE t (id int PRIMARY KEY, v int)")
+    url = database.grant_source(owns_publication=False)
+    execute(database.admin_url, "CREATE PUBLICATION cdc_p FOR TABLE t WHERE (id > 5) WITH (publish = 'insert')")
+    seen = found(url)
+    assert set(seen) == {"CDC-PG-135", "CDC-PG-136"}
+    for finding in seen.values():
+        execute(database.admin_url, finding.remedy)
+    assert found(url) == {}
+
+
+@pytest.mark.majors(16, 18)
+def test_timeouts_of_the_role_do_not_reach_our_sessions(database: Database) -> None:
+    """The walsender's neither: a finding about them would mean nothing."""
+    url = database.grant_source()
+    names = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"]
+    names += ["transaction_timeout"] if database.server.major >= 17 else []
+    for name in names:
+        execute(database.admin_url, f"ALTER ROLE {ident(database.roles[-1])} SET {name} = '300ms'")
+    for replication in (False, True):
+        with closing(Session(url, "test", replication=replication)) as session:
+            assert [session.run(f"SHOW {name}")[0][0] for name in names] == ["0"] * len(names)
+            session.run("BEGIN; SELECT pg_catalog.pg_sleep(0.4)")
+            session.pause(0.4)
+            assert session.run("SELECT 1; COMMIT") == []
