@@ -20,6 +20,7 @@ NAMES = (
     "sink.merged",
     "sink.committed",
 )
+EVOLUTION_NAMES = ("sink.evolved",)
 REPLAY_NAMES = ("replay.exchanging", "replay.exchanged")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from cdc.log import Begun, Checkpoint, Mark
 from cdc.source import Finding
@@ -71,6 +71,18 @@ class Bookmark(NamedTuple):
     log_id: str
     mark: Mark
     begins: Mapping[TableId, int] = {}
+
+
+class Evolution(NamedTuple):
+    """What a sink does when a table changes at the source; `stop` is an error with a remedy, before anything is written.
+
+    A column that was `dropped` stays by default, for the target's readers; `drop` takes it away where the sink made the table. A column
+    that was `retyped` gets a type that holds the old values and the new ones. A relaxed NOT NULL is always followed."""
+
+    added: Literal["add", "stop"] = "add"
+    dropped: Literal["keep", "drop", "stop"] = "keep"
+    retyped: Literal["widen", "stop"] = "widen"
+    rekeyed: Literal["follow", "stop"] = "follow"
 
 
 class Missed(NamedTuple):

@@ -85,9 +85,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "CDC-TGT-121": Entry(
         "the source's change does not fit the target",
-        "New columns, wider types and relaxed NOT NULL are followed by themselves; this change is none of these, or something in the "
-        "target, such as a view, depends on the column.",
-        "Change the target table by hand, or drop it and run `cdc reload` for the table.",
+        "The sink follows changes of the source's tables, and the target's table does not change so: something in the target depends on "
+        "the column, or the table was made by somebody else and lacks the source's new key.",
+        "Change the target table by hand as the message says, or drop it and run `cdc reload` for the table.",
     ),
     "CDC-TGT-122": Entry(
         "a foreign key cannot be put aside",
@@ -105,6 +105,17 @@ ENTRIES: dict[str, Entry] = {
         "two tables would be written to one",
         "After renaming, two captured tables have the same name at the target.",
         "Correct the rules under `rename`, or exclude one of the tables.",
+    ),
+    "CDC-TGT-125": Entry(
+        "something depends on a column that has to change",
+        "The source gave a column another type, or dropped it, and a view, a trigger, a policy or a function of the target uses the "
+        "column: Postgres does not change it then. Nothing of the transaction was written.",
+        "Keep the definition of what the message names, drop it, start the sink again, and make it again.",
+    ),
+    "CDC-TGT-126": Entry(
+        "the table changed at the source",
+        "`evolution` in the pipeline file says that the sink stops at such a change. Nothing of its transaction was written.",
+        "Make the change by hand at the target, or take the `stop` out of `evolution`; then start the sink again.",
     ),
     "CDC-TGT-130": Entry(
         "the target refuses a row",

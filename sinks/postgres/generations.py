@@ -14,12 +14,12 @@ from dataclasses import replace
 from cdc.errors import CdcError
 from cdc.log import Begun
 from cdc.table import TableId
-from sinks.postgres import pending
+from sinks.postgres import evolution, pending
 from sinks.postgres.bookkeeping import Bookkeeping, PutAside, TableRow
 from sinks.postgres.plan import Plan
 from sinks.postgres.session import Refused, Session
 from sinks.postgres.sql import ident, literal, names, relation
-from sinks.postgres.target import describe, regclass
+from sinks.postgres.target import TargetTable, describe, regclass
 
 
 class Generations:
@@ -70,8 +70,14 @@ class Generations:
         )
         return replace(row, seen=seen)
 
-    def finish(self, row: TableRow) -> TableRow:
-        """Delete the rows that this generation did not write whole; the table is live."""
+    def follow(self, row: TableRow, target: TargetTable) -> None:
+        """The keys seen have the types of the table's key, which may just have become wider."""
+        seen = describe(self._session, TableId("_cdc", row.seen or ""))
+        assert seen is not None, f"the keys seen of {row.table} are gone"
+        evolution.follow_seen(self._session, target, seen)
+
+    def finish(self, row: TableRow, key: tuple[str, ...] = ()) -> TableRow:
+        """Delete the rows that this generation did not write whole; the table is live, and has its key if it is of our making."""
         existing = describe(self._session, row.target)
         if row.tracked and existing is not None:
             stale = f"DELETE FROM {relation(row.target)} AS t"
@@ -86,6 +92,8 @@ class Generations:
                 )
                 stale += f" WHERE NOT EXISTS (SELECT 1 FROM _cdc.{ident(row.seen)} AS s WHERE {same})"
             self._session.execute(stale)
+        if row.created and existing is not None:
+            evolution.make_primary(self._session, existing, key)
         row = replace(self._books.drop_seen(row), state="live", fresh=False)
         self._books.put(row)
         return row

@@ -1,7 +1,7 @@
 """A target table made, adopted or evolved to take a table of the log.
 
-Additive only: new columns, wider types, relaxed NOT NULL; columns that vanish from the source are kept. An existing table is
-adopted as it is, save for columns that it lacks. Whatever else differs is an error that lists all differences at once.
+An existing table is adopted as it is, save for columns that it lacks; whatever else differs is an error that lists all differences
+at once. How a table of ours follows later versions is in `evolution`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from cdc import failpoints
 from cdc.errors import CdcError
 from cdc.table import Column, TableId, TableSchema
-from sinks.postgres import pending, types
+from sinks.postgres import evolution, types
 from sinks.postgres.bookkeeping import TableRow
-from sinks.postgres.session import Refused, Session
+from sinks.postgres.session import Session
 from sinks.postgres.sql import ident, literal, names, relation
-from sinks.postgres.target import TargetColumn, TargetTable, describe
+from sinks.postgres.target import TargetTable, describe
+from sinks.sink import Evolution
 
 _PART = r'(?:"(?:[^"]|"")+"|[a-z_][a-z0-9_$]*)'
 _MODIFIER = r"(?:-?\d+|[A-Za-z]+)"  # a word is an extension's: geometry(PointZ,4326)
 # What format_type prints, and nothing else: the text goes into DDL.
 _TYPE = re.compile(rf"{_PART}(?:\.{_PART})?(?: [a-z]+)*(?:\({_MODIFIER}(?:,{_MODIFIER})*\))?(?: [a-z]+)*(?:\[\])*\Z")
 _NAME_BYTES_MAX = 63
+DEFAULT = Evolution()
 
 
 def source_is_postgres(value_schema: Any) -> bool:
@@ -69,11 +72,16 @@ def shaped(
     row: TableRow,
     verbatim: bool,
     like: TargetTable | None = None,
+    *,
+    policy: Evolution = DEFAULT,
+    before: TableSchema | None = None,
+    begins: bool = False,
 ) -> tuple[TargetTable, TableRow]:
     """The target table, made, adopted or evolved so that it takes rows of `schema`; and `row` with what became of it. One that is
     made has the types of `like`, where they are wide enough, and its columns take nulls: a later version may.
 
-    Raises CDC-TGT-120 for a table that cannot be adopted, CDC-TGT-121 for a change that is not additive.
+    `before` is the version that the table took last. A load `begins`: the key may change.
+    Raises CDC-TGT-120 for a table that cannot be adopted, CDC-TGT-121, -125 or -126 for a change that is not followed.
     """
     for name in (*target, *schema.by_name):
         if len(name.encode()) > _NAME_BYTES_MAX:
@@ -82,18 +90,12 @@ def shaped(
     existing = describe(session, target)
     if existing is None:
         _create(session, target, schema, wanted, like)
-        row = replace(row, created=True)
-    else:
-        adopting = not (row.created or row.adopted)
-        statements = _adopted(existing, schema, wanted) if adopting else _evolved(existing, schema, wanted)
-        if statements:
-            _alter(session, target, statements)
-        row = replace(row, adopted=row.adopted or adopting)
-        if not statements:
-            return existing, row
-    made = describe(session, target)
-    assert made is not None
-    return made, row
+        made = describe(session, target)
+        assert made is not None
+        return made, replace(row, created=True)
+    if not (row.created or row.adopted):
+        return _adopted(session, existing, schema, wanted), replace(row, adopted=True)
+    return _evolved(session, existing, schema, wanted, policy, before, row.created, begins), row
 
 
 def _create(
@@ -112,19 +114,11 @@ def _create(
 
 def _type_as(like: TargetTable | None, column: Column, wanted: str) -> str:
     have = like.columns.get(column.name) if like is not None else None
-    return wanted if have is None or have.generated or not _fits(have, column, wanted) else have.domain or have.type
-
-
-def _alter(session: Session, target: TableId, statements: list[str]) -> None:
-    try:
-        pending.check(session, target)
-        session.execute(f"ALTER TABLE {relation(target)}\n  " + ",\n  ".join(statements))
-    except Refused as error:
-        raise CdcError("CDC-TGT-121", f"the table does not change: {error.cause}", where=str(target)) from None
-    except CdcError as error:
-        if error.code != "CDC-TGT-140":
-            raise
-        raise CdcError("CDC-TGT-121", f"the table does not change: {error.detail}", where=str(target)) from None
+    return (
+        wanted
+        if have is None or have.generated or not evolution.fits(have, column, wanted)
+        else have.domain or have.type
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ differences
@@ -137,12 +131,12 @@ def differences(existing: TargetTable, schema: TableSchema, wanted: dict[str, st
         have = existing.columns.get(column.name)
         if have is None:
             continue
-        if not _fits(have, column, wanted[column.name]):
+        if not evolution.fits(have, column, wanted[column.name]):
             found.append(f"column {column.name} is {have.type}, which does not hold every {wanted[column.name]}")
         if have.not_null and column.nullable and not have.generated and column.name not in schema.key:
             found.append(f"column {column.name} is NOT NULL and the source's is not")
     for have in existing.columns.values():
-        if have.name not in schema.by_name and _must_be_given(have):
+        if have.name not in schema.by_name and evolution.must_be_given(have):
             found.append(f"column {have.name} is NOT NULL without a default, and the source has no such column")
     return found
 
@@ -165,45 +159,55 @@ def _key_differences(existing: TargetTable, schema: TableSchema) -> list[str]:
     return found
 
 
-def _fits(have: TargetColumn, column: Column, wanted: str) -> bool:
-    return have.generated or have.domain == wanted or types.holds(have.type, have.is_enum, column, wanted)
-
-
-def _must_be_given(have: TargetColumn) -> bool:
-    return have.not_null and not (have.has_default or have.generated or have.identity)
-
-
-def _added(existing: TargetTable, schema: TableSchema, wanted: dict[str, str]) -> list[str]:
-    return [
-        f"ADD COLUMN {ident(column.name)} {wanted[column.name]}"
-        for column in schema.columns
-        if column.name not in existing.columns
-    ]
-
-
-def _adopted(existing: TargetTable, schema: TableSchema, wanted: dict[str, str]) -> list[str]:
+def _adopted(session: Session, existing: TargetTable, schema: TableSchema, wanted: dict[str, str]) -> TargetTable:
     if found := differences(existing, schema, wanted):
         raise CdcError("CDC-TGT-120", "; ".join(found), where=str(existing.id))
-    return _added(existing, schema, wanted)
+    if missing := evolution.added(existing, schema, wanted):
+        evolution.alter(session, existing, missing)
+        return evolution.again(session, existing)
+    return existing
 
 
-def _evolved(existing: TargetTable, schema: TableSchema, wanted: dict[str, str]) -> list[str]:
-    found, statements = _key_differences(existing, schema), _added(existing, schema, wanted)
-    for column in schema.columns:
-        have = existing.columns.get(column.name)
-        if have is None:
-            continue
-        if not _fits(have, column, wanted[column.name]):
-            if types.includes(wanted[column.name], have.type) and have.domain is None:
-                cast = f" USING {ident(column.name)}::{wanted[column.name]}"
-                statements.append(f"ALTER COLUMN {ident(column.name)} TYPE {wanted[column.name]}{cast}")
-            else:
-                found.append(f"column {column.name} was {have.type} and is {wanted[column.name]} now")
-        if have.not_null and column.nullable and not have.generated and column.name not in schema.key:
-            statements.append(f"ALTER COLUMN {ident(column.name)} DROP NOT NULL")
-    for have in existing.columns.values():
-        if have.name not in schema.by_name and _must_be_given(have):
-            statements.append(f"ALTER COLUMN {ident(have.name)} DROP NOT NULL")
-    if found:
-        raise CdcError("CDC-TGT-121", "; ".join(found), where=str(existing.id))
-    return statements
+def _evolved(
+    session: Session,
+    existing: TargetTable,
+    schema: TableSchema,
+    wanted: dict[str, str],
+    policy: Evolution,
+    before: TableSchema | None,
+    created: bool,
+    begins: bool,
+) -> TargetTable:
+    drops = policy.dropped == "stop" or (policy.dropped == "drop" and created)
+    changes = evolution.changes(existing, schema, wanted, before, drops)
+    former = evolution.former_key(existing, schema, before)
+    lacks = bool(schema.key) and existing.key_index(schema.key) is None
+    rekeyed = begins and created and (lacks or former is not None)
+    key = ", ".join(schema.key)
+    if rekeyed:
+        words = f"its key was ({', '.join(before.key) if before else ''}) and is ({key}) now"
+        evolution.stopped(existing, policy, [*changes, evolution.Change("rekeyed", "", words, "")])
+    elif found := _key_differences(existing, schema):
+        raise CdcError(
+            "CDC-TGT-121", "; ".join(found), where=str(existing.id), remedy=_by_hand(existing, schema, wanted)
+        )
+    evolution.stopped(existing, policy, changes)
+    if not (changes or rekeyed):
+        return existing
+    if rekeyed and former is not None:
+        evolution.drop_key(session, existing, former)
+    if changes:
+        evolution.alter(session, existing, changes)
+    if rekeyed and lacks:
+        evolution.make_key(session, existing, schema.key)
+    failpoints.hit("sink.evolved")
+    return evolution.again(session, existing)
+
+
+def _by_hand(existing: TargetTable, schema: TableSchema, wanted: dict[str, str]) -> str:
+    missing = [change.clause for change in evolution.added(existing, schema, wanted) if change.column in schema.key]
+    add = f"ALTER TABLE {relation(existing.id)} {', '.join(missing)}; " if missing else ""
+    return (
+        f"Make the source's key the table's: {add}CREATE UNIQUE INDEX ON {relation(existing.id)} ({names(schema.key)}); drop the"
+        " unique indexes that the source does not have any more. Then start the sink again."
+    )

@@ -25,7 +25,7 @@ from sinks.postgres.plan import Plan
 from sinks.postgres.session import Session
 from sinks.postgres.staging import Staging
 from sinks.postgres.target import describe
-from sinks.sink import Bookmark, Missed, Piece, Start, TableChanges
+from sinks.sink import Bookmark, Evolution, Missed, Piece, Start, TableChanges
 
 _CLAIM_TIMEOUT_S = 3.0
 _READ = ord("r")
@@ -34,7 +34,8 @@ COLLISIONS = frozenset(("23503", "23505", "23P01"))  # foreign key, unique, excl
 
 class PostgresSink:
     """See `sinks.sink.Sink`. `schemas` gives a registered value schema by id, `rename` a table's name in the target. `like`: the
-    table whose columns' types a table that is made should have, where they are wide enough.
+    table whose columns' types a table that is made should have, where they are wide enough. `evolution`: how a table follows its
+    source's changes.
 
     One process, one instance: it owns the bookmark under a random name from its first `resume` on.
     """
@@ -49,11 +50,12 @@ class PostgresSink:
         wants: Callable[[TableId], bool] = lambda _table: True,
         rename: Callable[[TableId], TableId] = lambda table: table,
         like: Callable[[TableId], TableId] | None = None,
+        evolution: Callable[[TableId], Evolution] = lambda _table: Evolution(),
         lock_timeout_s: float = 30.0,
     ) -> None:
         self.name, self.wants = name, wants
         self._url, self._pipeline, self._schemas, self._rename = url, pipeline, schemas, rename
-        self._like, self._lock_timeout_s = like, lock_timeout_s
+        self._like, self._evolution, self._lock_timeout_s = like, evolution, lock_timeout_s
         self._owner = secrets.token_hex(16)
         self._application_name = f"penstock-sink {self._owner}"
         self._claimed = False
@@ -159,13 +161,18 @@ class PostgresSink:
     def _merge_piece(self, piece: Piece) -> list[Missed]:
         assert self._locked is not None, "begin() comes first"
         for begun in piece.begun:
+            before = self._rows.get(begun.table)
             self._rows[begun.table] = self._begin(begun)
             self._plans.pop(begun.table, None)
             if begun.schema_id is not None:  # perhaps no row of it is ever read
-                self._shaped(begun.table, begun.schema_id)
+                self._shaped(begun.table, begun.schema_id, begins=True, before=before.schema_id if before else None)
         if piece.begun and (aside := self._books.aside()) != self._aside:
             self._plans.clear()  # foreign keys are gone that other tables' plans know of
             self._aside = aside
+        for table, changes in piece.tables.items():
+            if self._takes(table) and self._rekeyed(table, changes.schema_id):
+                self._suspend(table)
+                self._asked.add(table)  # by the source's own change: capture loads it anew without a request
         taken = {table: changes for table, changes in piece.tables.items() if self._takes(table)}
         missed = [self._suspend(table) for table in piece.tables if table not in taken]
         try:
@@ -180,7 +187,7 @@ class PostgresSink:
             missed += self._merge_tables(taken)
         for table in piece.finished:
             if table in self._rows and self._rows[table].loading:
-                self._rows[table] = self._generations.finish(self._rows[table])
+                self._rows[table] = self._generations.finish(self._rows[table], self._key(self._rows[table].schema_id))
         asked, self._asked = self._asked, self._asked | {miss.table for miss in missed if not miss.keys}
         return [miss for miss in missed if miss.keys or miss.table not in asked]
 
@@ -194,6 +201,16 @@ class PostgresSink:
                 )
         self._asked.discard(begun.table)
         return self._generations.begin(begun, target, self._rows.get(begun.table), self._locked.number)
+
+    def _rekeyed(self, table: TableId, schema_id: int) -> bool:
+        """Has this version of the table another key than its rows here? Then it takes nothing until it is loaded anew."""
+        plan, row = self._plans.get(table), self._rows[table]
+        if row.schema_id in (None, schema_id) or (plan is not None and plan.schema_id == schema_id):
+            return False
+        return set(self._key(row.schema_id)) != set(self._key(schema_id))
+
+    def _key(self, schema_id: int | None) -> tuple[str, ...]:
+        return () if schema_id is None else table_of(self._schemas(schema_id)).key
 
     def _takes(self, table: TableId) -> bool:
         row = self._rows.get(table)
@@ -231,7 +248,8 @@ class PostgresSink:
         self._put(row)
         return plan
 
-    def _shaped(self, table: TableId, schema_id: int) -> Plan:
+    def _shaped(self, table: TableId, schema_id: int, *, begins: bool = False, before: int | None = None) -> Plan:
+        """The same; a load that `begins` may change the key, and `before` is the version that the table took until then."""
         plan, row = self._plans.get(table), self._rows[table]
         if plan is None or plan.schema_id != schema_id:
             value_schema = self._schemas(schema_id)
@@ -239,7 +257,20 @@ class PostgresSink:
             assert schema.id == table, f"schema {schema_id} is of {schema.id}, not of {table}"
             like = None if self._like is None else describe(self._open, self._like(table))
             verbatim = shape.source_is_postgres(value_schema)
-            target, row = shape.shaped(self._open, row.target, schema, row, verbatim, like)
+            older = before if begins else row.schema_id
+            target, row = shape.shaped(
+                self._open,
+                row.target,
+                schema,
+                row,
+                verbatim,
+                like,
+                policy=self._evolution(table),
+                before=None if older is None else table_of(self._schemas(older)),
+                begins=begins,
+            )
+            if row.seen is not None:
+                self._generations.follow(row, target)
             self._put(replace(row, schema_id=schema_id))
             plan = self._plans[table] = Plan(table, schema_id, value_schema, schema, target)
         return plan

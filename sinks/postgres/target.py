@@ -31,7 +31,8 @@ class TargetColumn:
 @dataclass(frozen=True, slots=True)
 class UniqueIndex:
     """`expressions` are its key columns or expressions as SQL; `columns` their names, when all are columns. `usable`: valid, total
-    and not deferrable, so that ON CONFLICT takes it. `equal` are the equality operators of its operator classes."""
+    and not deferrable, so that ON CONFLICT takes it. `equal` are the equality operators of its operator classes. `primary`: it is
+    the primary key's."""
 
     name: str
     expressions: tuple[str, ...]
@@ -40,6 +41,7 @@ class UniqueIndex:
     nulls_equal: bool
     usable: bool
     equal: tuple[str, ...]
+    primary: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def _uniques(session: Session, oid: int) -> tuple[UniqueIndex, ...]:
         "SELECT c.relname, array_agg(pg_get_indexdef(i.indexrelid, k.n::integer, false) ORDER BY k.n),"
         " array_agg(a.attname::text ORDER BY k.n), pg_get_expr(i.indpred, i.indrelid),"
         f" {nulls_equal}, i.indisvalid AND i.indimmediate AND i.indpred IS NULL,"
-        f" array_agg(coalesce(({equality}), '=') ORDER BY k.n)"
+        f" array_agg(coalesce(({equality}), '=') ORDER BY k.n), i.indisprimary"
         " FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
         " CROSS JOIN LATERAL generate_series(1, i.indnkeyatts) AS k (n)"
         " JOIN pg_opclass oc ON oc.oid = i.indclass[k.n - 1]"
@@ -135,7 +137,14 @@ def _uniques(session: Session, oid: int) -> tuple[UniqueIndex, ...]:
     )
     return tuple(
         UniqueIndex(
-            name, tuple(exprs), tuple(cols) if None not in cols else None, predicate, equal_nulls, usable, tuple(ops)
+            name,
+            tuple(exprs),
+            tuple(cols) if None not in cols else None,
+            predicate,
+            equal_nulls,
+            usable,
+            tuple(ops),
+            primary,
         )
-        for name, exprs, cols, predicate, equal_nulls, usable, ops in found
+        for name, exprs, cols, predicate, equal_nulls, usable, ops, primary in found
     )
