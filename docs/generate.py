@@ -65,11 +65,18 @@ def postgres_roles() -> str:
     source = source_grants("cdc", "…", "shop", ["public"], ["app"])
     reader = source_grants("cdc", "…", "shop", ["public"])
     tables = [TableId("public", "customer"), TableId("public", "orders")]
+    single = source_grants("cdc", "…", "shop", [], tables=tables)[2:]
     made_by_dba = [*reader, publish_statement("cdc_shop", tables, inserts=False, exists=False)]
     return f"""# Roles for Postgres
 
 Neither role is a superuser. The tests run as these, with exactly these privileges. Below, `shop` is the source's database, `app` the
-role that owns its tables, `warehouse` the target's database.
+role that owns its tables, `warehouse` the target's database. With the names of your own pipeline, and changing nothing:
+
+```sh
+cdc check shop.yaml --grants
+```
+
+Where the role is let in already, it fills in tables and owners; else `<owner>` and `<password>` stand for what you know.
 
 ## Source
 
@@ -77,6 +84,10 @@ The server needs `wal_level = logical` and a free replication slot. Run in the s
 who may create roles with REPLICATION:
 
 {_sql(source)}
+
+Where `tables:` names single tables, without a star, the role reads those and no others:
+
+{_sql(single)}
 
 Postgres lets nobody but a table's owner add it to a publication: hence the membership in `app`. Without it, make the publication
 yourself, list it as `publication:` in the pipeline file, and add new tables to it yourself:

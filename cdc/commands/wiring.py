@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 Json = Any
 CAPTURE = "capture"
-PASSWORD, OWNER = "<password>", "<owner>"
 
 
 def source(
@@ -197,21 +196,9 @@ def grants(config: Config) -> list[str]:
     """The statements that give source and targets' users exactly what they need, for a DBA to read and run."""
     match config.source.url.scheme:
         case "postgresql" | "postgres":
-            from cdc.postgres.grants import source_grants
-            from sinks.postgres.grants import sink_grants
+            from cdc.commands import rights
 
-            schemas = sorted(
-                {pattern.text.partition(".")[0] for pattern in config.tables.patterns if not pattern.exclude}
-            )
-            schemas = [schema for schema in schemas if "*" not in schema and '"' not in schema] or ["public"]
-            url = config.source.url
-            lines = [f"-- {config.pipeline}: source {url.location}; replace {OWNER} by the role that owns the tables"]
-            lines += [f"{line};" for line in source_grants(url.user, PASSWORD, url.database, schemas, [OWNER])]
-            for name, settings in config.sinks.items():
-                lines += ["", f"-- {config.pipeline}: sink {name}, {settings.url.location}"]
-                target = settings.url
-                lines += [f"{line};" for line in sink_grants(target.user, PASSWORD, target.database, ["public"])]
-            return lines
+            return rights.grants(config)
     raise _unknown(config.source.url)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from cdc.postgres import blockers, facts, slot
+from cdc.postgres import blockers, facts, slot, sql
 from cdc.postgres.position import lsn_int
 from cdc.postgres.relations import from_catalog, typed
 from cdc.postgres.session import Session
@@ -65,6 +65,18 @@ def locks(url: str, tables: Sequence[TableId]) -> list[str]:
         return []
     with closing(Session(url, APPLICATION)) as session:
         return blockers.locking(session, tables)
+
+
+def owners(url: str, publication: str, wanted: TableFilter) -> dict[TableId, str]:
+    """The selected tables, each with the role that owns it."""
+    with closing(Session(url, APPLICATION)) as session:
+        found = facts.candidates(session, slot.Publications.named(publication))
+        chosen = {table.oid: table.id for table in found if wanted.matches(table.id) and table.persistence == "p"}
+        rows = session.run(
+            "SELECT oid, pg_catalog.pg_get_userbyid(relowner) FROM pg_catalog.pg_class WHERE oid = ANY ($1::oid[])",
+            [sql.text_array(map(str, chosen))],
+        )
+    return {chosen[int(oid or 0)]: owner or "" for oid, owner in rows}
 
 
 def schemas(url: str, publication: str, wanted: TableFilter, insert_only: Iterable[TableId]) -> list[TableSchema]:

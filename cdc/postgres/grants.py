@@ -8,18 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cdc.postgres.sql import ident, literal
+from cdc.postgres.sql import ident, literal, qualified
+from cdc.table import TableId
 
 
 def source_grants(
-    role: str, password: str, database: str, schemas: Sequence[str], owners: Sequence[str] = ()
+    role: str,
+    password: str,
+    database: str,
+    schemas: Sequence[str],
+    owners: Sequence[str] = (),
+    tables: Sequence[TableId] = (),
 ) -> list[str]:
     """Statements for a superuser, or an administrator with CREATEROLE, connected to `database`.
 
-    `owners` are the roles that own the tables. Membership in them lets capture make the publication and add tables to it, which
-    Postgres allows to nobody but a table's owner. Without `owners` capture makes none: the DBA does, with
-    `cdc.postgres.slot.publish_statement`."""
+    `schemas` are read whole, tables that are made later included; of others only `tables` are. `owners` are the roles that own
+    the tables. Membership in them lets capture make the publication and add tables to it, which Postgres allows to nobody but a
+    table's owner. Without `owners` capture makes none: the DBA does, with `cdc.postgres.slot.publish_statement`."""
     reader = ident(role)
+    single = [table for table in tables if table.schema not in schemas]
     statements = [
         f"CREATE ROLE {reader} LOGIN REPLICATION PASSWORD {literal(password)}",
         f"GRANT CONNECT ON DATABASE {ident(database)} TO {reader}",
@@ -29,6 +36,11 @@ def source_grants(
             f"GRANT USAGE ON SCHEMA {ident(schema)} TO {reader}",
             f"GRANT SELECT ON ALL TABLES IN SCHEMA {ident(schema)} TO {reader}",
         ]
+    statements += [
+        f"GRANT USAGE ON SCHEMA {ident(schema)} TO {reader}" for schema in sorted({t.schema for t in single})
+    ]
+    statements += [f"GRANT SELECT ON TABLE {qualified(table)} TO {reader}" for table in single]
+    for schema in schemas:
         # Tables that are made later: the default belongs to whoever makes them.
         statements += [
             f"ALTER DEFAULT PRIVILEGES FOR ROLE {ident(owner)} IN SCHEMA {ident(schema)} GRANT SELECT ON TABLES TO {reader}"

@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
 
 from cdc import journal
+from cdc.commands import wiring
+from cdc.config import Config
 from cdc.errors import CdcError
 from cdc.health import until_loss_s
 from cdc.postgres import blockers, preflight, retention
@@ -428,3 +431,99 @@ def test_timeouts_of_the_role_do_not_reach_our_sessions(database: Database) -> N
             session.run("BEGIN; SELECT pg_catalog.pg_sleep(0.4)")
             session.pause(0.4)
             assert session.run("SELECT 1; COMMIT") == []
+
+
+# ------------------------------------------------------------------------------------------------------ least privilege
+def pipeline(database: Database, target: Database, **more: Any) -> Config:
+    """A pipeline file whose users are only to be made."""
+    source = database.server.url(database.name, f"Reader-{database.unique}", "secret")
+    sink = target.server.url(target.name, f"Writer-{target.unique}", "secret")
+    for each, name in ((database, "Reader"), (target, "Writer")):
+        each.roles.append(f"{name}-{each.unique}")
+    data = {"pipeline": "p", "source": {"url": source, "publication": "cdc_p"}, "sinks": {"dw": {"url": sink}}}
+    return Config.from_data({**data, "log": "log", **more}, "test")
+
+
+def run_printed(database: Database, target: Database, lines: list[str], *, itself: bool) -> None:
+    """As a DBA would: the placeholders filled in, the one way or the other taken, each part in its database."""
+    text = "\n".join(lines).replace("<password>", "secret").replace("<owner>", database.owner)
+    source, sink = text.split("\n\n")
+    source, instead = source.split("-- Either")[0], source.split("-- Either")[1]
+    members, published = instead.split("-- or, instead")
+    extra = members.partition("\n")[2] if itself else published.partition("\n")[2].replace("-- ", "")
+    execute(database.admin_url, source + extra)
+    execute(target.admin_url, sink)
+
+
+@pytest.mark.majors(16, 18)
+@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("tables", [["public.*"], ["public.t"]])
+def test_the_printed_grants_are_enough_and_no_more(
+    database: Database, target: Database, tables: list[str], itself: bool
+) -> None:
+    """For a source that does not know the role yet. Nothing is missing, and the role can do nothing else."""
+    database.execute(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1); CREATE SCHEMA other; CREATE TABLE other.x (id int)"
+    )
+    if tables == ["public.t"]:
+        database.execute("CREATE TABLE private (id int PRIMARY KEY)")
+    config = pipeline(database, target, tables=tables)
+    before = database.server.execute("SELECT count(*) FROM pg_roles")
+    lines = wiring.grants(config)
+    assert database.server.execute("SELECT count(*) FROM pg_roles") == before, "it only prints"
+    assert any("not let in yet" in line for line in lines)
+    if not itself and tables == ["public.*"]:
+        # Which tables a publication has to name cannot be known before the source lets the role in.
+        run_printed(database, target, [line for line in lines if "PUBLICATION" not in line], itself=False)
+        lines = wiring.grants(config)
+        assert not any("not let in yet" in line for line in lines)
+        (made,) = [line.removeprefix("-- ") for line in lines if "CREATE PUBLICATION" in line]
+        execute(database.admin_url, made)
+    else:
+        run_printed(database, target, lines, itself=itself)
+    url = config.source.url.reveal()
+    assert found(url, tables=tables) == {}
+    capture = Capture(url, tables=tables).start()
+    assert len(capture.rows(capture.chunk("public.t"))) == 1
+    database.execute("INSERT INTO t VALUES (2)")
+    capture.until_mark()
+    assert len(capture.events) == 1
+    with closing(wiring.sink(config, "dw")) as sink:
+        assert sink.check(wiring.schemas(config)) == []
+    forbidden = ["CREATE ROLE another", "SELECT pg_read_file('postgresql.conf')"]
+    forbidden += (
+        [] if itself else ["INSERT INTO public.t VALUES (9)", "CREATE TABLE public.mine ()", "SELECT * FROM other.x"]
+    )
+    forbidden += ["SELECT * FROM public.private"] if not itself and tables == ["public.t"] else []
+    for statement in forbidden:
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            execute(url, statement)
+
+
+@pytest.mark.majors(16)
+def test_the_printed_grants_of_hostile_names_and_other_schemas(database: Database, target: Database) -> None:
+    """Where the role is let in, owners and tables are the real ones; insert-only tables have their publication."""
+    database.execute(
+        """CREATE SCHEMA "S ""x"; CREATE TABLE "S ""x"."a.b; --" (id int PRIMARY KEY); CREATE TABLE "S ""x".e (v int);
+           CREATE TABLE "S ""x"."two\nlines" (id int PRIMARY KEY)"""
+    )
+    url = database.grant_source(['S "x'])
+    config = Config.from_data(
+        {
+            "pipeline": "p",
+            "source": url,
+            "rules": {'"S ""x".e': {"insert_only": True}},
+            "tables": ['"S ""x".*'],
+            "sinks": {"dw": {"url": target.url, "rename": {'"S ""x"[.](.*)': "dw.\\1"}}},
+            "log": "log",
+        },
+        "test",
+    )
+    text = "\n".join(wiring.grants(config))
+    assert f'GRANT "{database.owner}" TO ' in text
+    assert 'GRANT SELECT ON ALL TABLES IN SCHEMA "S ""x" TO' in text
+    assert 'FOR TABLE ONLY "S ""x"."a.b; --", ONLY "S ""x"."two\n-- lines" WITH' in text, "a comment stays one"
+    assert """FOR TABLE ONLY "S ""x"."e" WITH (publish = 'insert, truncate'""" in text
+    assert '-- GRANT USAGE, CREATE ON SCHEMA "dw" TO' in text
+    assert "<owner>" not in text
+    assert str(urlsplit(url).password) not in text
