@@ -40,6 +40,7 @@ from cdc.secrets import Url, is_exposed, register
 from cdc.selection import TableFilter
 from cdc.source import Finding
 from cdc.suggest import did_you_mean
+from cdc.table import TableId
 
 DEFAULT_FILE = Path("pipeline.yaml")
 OWN_TOPICS = ("checkpoints", "schemas", "signals", "message")
@@ -98,6 +99,12 @@ class Config(Section):
             f'no sink "{name}"{did_you_mean(name, self.sinks) or known}',
             where=str(self.path) if self.path else None,
         )
+
+    def evolution(self, sink: str, table: TableId) -> dict[str, str]:
+        """What this sink does when this table changes, by kind of change: the table's rule goes before the sink's."""
+        rule = self.rules.get(table)
+        ours = rule.evolution.model_dump(exclude_unset=True) if rule else {}
+        return {**self.sink(sink).evolution.model_dump(), **ours}
 
     @classmethod
     def for_copy(

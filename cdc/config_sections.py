@@ -82,6 +82,22 @@ class SourceConfig(UrlSection):
     """Prefixes of logical messages (`pg_logical_emit_message(true, prefix, …)`) to capture; `*` is any run of characters."""
 
 
+class EvolutionConfig(Section):
+    """What a sink does when a table changes at the source. `stop` stops the sink, with the statement that goes on."""
+
+    added: Literal["add", "stop"] = "add"
+    """A new column is added at the target."""
+
+    dropped: Literal["keep", "drop", "stop"] = "keep"
+    """A column that is dropped, or renamed, stays at the target; `drop` takes it away where the sink has made the table."""
+
+    retyped: Literal["widen", "stop"] = "widen"
+    """A column that has another type gets one that holds the old values and the new ones, at worst `text`."""
+
+    rekeyed: Literal["follow", "stop"] = "follow"
+    """A table that has another key gets that key as it is loaded anew, where the sink has made the table."""
+
+
 class TableRule(Section):
     """What differs for one table."""
 
@@ -90,6 +106,9 @@ class TableRule(Section):
 
     topic: TopicName = ""
     """Its Kafka topic. Default: `<pipeline>.<schema>.<table>`."""
+
+    evolution: EvolutionConfig = EvolutionConfig()
+    """What sinks do when it changes at the source. What is given here goes before what is given for a sink."""
 
 
 class LogConfig(Section):
@@ -183,6 +202,9 @@ class SinkConfig(UrlSection):
 
     rename: RenameRules = Rename()
     """Regular expression → replacement. The first expression that matches a table's whole `schema.table` names its target."""
+
+    evolution: EvolutionConfig = EvolutionConfig()
+    """What it does when a table changes at the source."""
 
 
 class LoadConfig(Section):

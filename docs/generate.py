@@ -19,6 +19,7 @@ from cdc.catalogue import CATALOGUE
 from cdc.cli import app
 from cdc.config import Config
 from cdc.config_sections import (
+    EvolutionConfig,
     LoadConfig,
     LogConfig,
     RegistryConfig,
@@ -115,6 +116,7 @@ def configuration() -> str:
         _section("log", "a path, `kafka://host:port,host:port`, or a mapping", LogConfig),
         _section("registry", "a URL, or a mapping", RegistryConfig),
         _section("sinks.<name>", "a URL, or a mapping", SinkConfig),
+        _section("sinks.<name>.evolution and rules.<schema.table>.evolution", "a mapping", EvolutionConfig),
         _section("load", "a mapping", LoadConfig),
         _section("server", "a mapping", ServerConfig),
     ]

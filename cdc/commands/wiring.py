@@ -62,6 +62,10 @@ def sink(config: Config, name: str, schemas: Callable[[int], Json] | None = None
     match settings.url.scheme:
         case "postgresql" | "postgres":
             from sinks.postgres.sink import PostgresSink
+            from sinks.sink import Evolution
+
+            def evolution(table: TableId) -> Evolution:
+                return Evolution(**config.evolution(name, table))  # type: ignore[arg-type]
 
             return PostgresSink(
                 name,
@@ -70,6 +74,7 @@ def sink(config: Config, name: str, schemas: Callable[[int], Json] | None = None
                 schemas=schemas or _no_log,
                 wants=settings.tables.matches,
                 rename=settings.rename.target,
+                evolution=evolution,
             )
     raise _unknown(settings.url)
 

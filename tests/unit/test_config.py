@@ -80,6 +80,25 @@ def test_mappings_sizes_and_relative_paths(loaded: Loader, tmp_path: Path) -> No
     assert loaded(MINIMAL + "log: /var/lib/x.log\n").log.path == Path("/var/lib/x.log")
 
 
+def test_what_a_sink_does_at_changes_is_the_tables_rule_before_the_sinks(loaded: Loader) -> None:
+    config = loaded(
+        """
+        pipeline: shop
+        source: postgresql://cdc@db/shop
+        rules: {public.orders: {evolution: {dropped: keep, added: stop}}}
+        sinks:
+          one: {url: postgresql://a/one, evolution: {dropped: drop, retyped: stop}}
+          two: postgresql://a/two
+        """
+    )
+    usual = {"added": "add", "dropped": "keep", "retyped": "widen", "rekeyed": "follow"}
+    orders, other = TableId("public", "orders"), TableId("public", "other")
+    assert config.evolution("one", orders) == usual | {"added": "stop", "retyped": "stop"}
+    assert config.evolution("one", other) == usual | {"dropped": "drop", "retyped": "stop"}
+    assert config.evolution("two", orders) == usual | {"added": "stop"}
+    assert config.evolution("two", other) == usual
+
+
 def test_nothing_changes_after_loading(loaded: Loader) -> None:
     with pytest.raises(ValidationError):
         loaded(MINIMAL).pipeline = "other"  # type: ignore[misc]
@@ -154,6 +173,8 @@ def test_all_mistakes_at_once_each_at_its_place(loaded: Loader) -> None:
         (MINIMAL + "log: kafka://b:1\nrules: {public.a: {topic: shop.signals}}", "the pipeline has a topic of that name"),
         (MINIMAL + "rules: {public.a: {topic: 'a b'}}", "a topic's name is"),
         (MINIMAL + "registry: ftp://x", "registry: must be a URL such as https://"),
+        (MINIMAL + "rules: {a.b: {evolution: {dropped: lose}}}", "must be 'keep', 'drop' or 'stop'"),
+        (MINIMAL + "sinks: {a: {url: postgresql://a/b, evolution: {drop: keep}}}", 'unknown key "drop"; did you mean'),
         (MINIMAL + "tabels: []", '3:1: unknown key "tabels"; did you mean "tables"?'),
         (MINIMAL + "zzz: []", "the keys here are pipeline, source"),
         (MINIMAL + "a: &x [*x]", "3:4: a value cannot contain itself"),
