@@ -378,9 +378,20 @@ an extension's type that was made there first, too), and else with the type in t
 |---|---|---|---|---|
 {rows}
 
-A table with a column of logical type `other` puts the whole replication stream into text mode, which is slower and no less exact:
-such a value is the text that its output function prints, under settings of our own (`DateStyle ISO`, `TimeZone UTC`,
-`IntervalStyle postgres`, `extra_float_digits 3`, `bytea_output hex`).
+A value of logical type `other` is the text that the type's output function prints, under settings of our own (`DateStyle ISO`,
+`TimeZone UTC`, `IntervalStyle postgres`, `extra_float_digits 3`, `bytea_output hex`, `lc_monetary C`): no less exact, and it reads back
+as the same value. Types of extensions are known by name and extension. PostGIS' `geometry` is its EWKB in hexadecimal digits,
+pgvector's `vector` is `[1,2.5]`.
+
+A column of a few types puts the whole replication stream into text mode, which is slower and no less exact: composites, names of
+objects (`regclass` and its like), `tsquery`, `int2vector`, types of extensions but for those above and `lquery`, and arrays, ranges and
+domains of these.
+
+Arrays of any dimension, with NULLs and any lower bounds, are lists; what a list cannot say stands in the envelope's `shapes`. Arrays
+whose elements are `other` are text as a whole. So is, in the record key, an array, a point or an hstore, which Connect has no key for.
+
+An interval has all its parts, each with a sign: `P1Y2M-3DT4H5M6.789S`, zero is `P0Y0M0DT0H0M0S`. A time with zone keeps its offset:
+`12:34:56.700000+05:45`. `bit(n)` is one number, its last bit the lowest, in little-endian bytes.
 
 A column of the key is never null, so its field is the type alone; every other field is a union of null and the type, with default null.
 Special values, and values that were not sent, are in [events.md](events.md). Which type at a target may hold which is in

@@ -12,7 +12,6 @@ table and the LSN, never a value; nothing is appended then.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from types import MappingProxyType
 
 from cdc.avro import HEADER_BYTES, string
 from cdc.postgres.envelope import Transaction
@@ -183,11 +182,11 @@ def compile_stream(
     *,
     identity_full: bool,
     binary: bool,
-    printers: Printers = MappingProxyType({}),
+    printers: Printers | None = None,
 ) -> StreamCodec:
     """The codec of `schema` in the stream. `key_id` is None for a keyless table. `identity_full`: old tuples are whole rows.
-    `binary`: the stream's mode; every `other` column must have a printer then."""
-    return StreamCodec(schema, key_id, value_id, identity_full, BINARY if binary else TEXT, printers)
+    `binary`: the stream's mode; `printers` are then those of every `other` column."""
+    return StreamCodec(schema, key_id, value_id, identity_full, BINARY if binary else TEXT, printers or {})
 
 
 def compile_chunk(schema: TableSchema, key_id: int | None, value_id: int) -> ChunkCodec:

@@ -32,7 +32,7 @@ from cdc.postgres.pgoutput import (
     Truncate,
 )
 from cdc.postgres.position import Open, Snapshot, StreamPosition, lsn_text, widen
-from cdc.postgres.relations import Known, NotBinary, Relations, exact
+from cdc.postgres.relations import Known, NotBinary, Relations
 from cdc.postgres.session import broken
 from cdc.postgres.stream import Stream
 from cdc.postgres.watch import Watch
@@ -320,11 +320,12 @@ class Reader:
         schema = self._watch.met(relation, id_) if id_ in self._drop.begun else None
         if schema is None:
             return Known(relation, id_, None, None)
-        if self._binary and not exact(schema):
+        printers = self._relations.printers(relation, schema) if self._binary else None
+        if self._binary and printers is None:
             raise NotBinary(str(id_))
         if known and known.codec and (known.schema, known.relation) == (schema, relation):
             return known
-        return Known(relation, id_, schema, self._relations.stream_codec(relation, schema, binary=self._binary))
+        return Known(relation, id_, schema, self._relations.stream_codec(relation, schema, printers))
 
     def _touch_row(self, frame: bytes, row: Row) -> None:
         """The first row of a table in this transaction: make its codec ready, then the row is looked at again."""

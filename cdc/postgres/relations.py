@@ -15,10 +15,12 @@ from cdc.postgres import codec, facts
 from cdc.postgres.codec import ChunkCodec, StreamCodec
 from cdc.postgres.facts import Table
 from cdc.postgres.pgoutput import Relation
+from cdc.postgres.printed import Printer, is_carried, printer_of
+from cdc.postgres.rowcode import Printers
 from cdc.postgres.session import Session
 from cdc.postgres.slot import Publications
 from cdc.postgres.type_catalog import Typed, types_of
-from cdc.postgres.types import PgType, is_exact, logical
+from cdc.postgres.types import PgType, logical
 from cdc.table import Column, TableId, TableSchema
 
 Json = Any
@@ -138,10 +140,27 @@ class Relations:
         """The schema of a Relation message."""
         return from_stream(self._control, relation, table, TableId(relation.schema, relation.name) in self._insert_only)
 
-    def stream_codec(self, relation: Relation, schema: TableSchema, *, binary: bool) -> StreamCodec:
-        """A codec of its own for each Relation message: it is bound to the records of a run."""
+    def printers(self, relation: Relation, schema: TableSchema) -> Printers | None:
+        """What the columns of a Relation message that are text to us are printed with, from a binary stream; None if it cannot carry
+        one of them."""
+        others = {column.name for column in schema.columns if column.type.kind == "other"}
+        wanted = {column.name: (column.type_oid, column.typmod) for column in relation.columns if column.name in others}
+        types = types_of(self._control, wanted.values()) if wanted else {}
+        found: dict[str, Printer | None] = {}
+        for name, typed_as in wanted.items():
+            pg_type, _ = types.get(typed_as, (None, ""))
+            if pg_type is None or not is_carried(pg_type):
+                return None
+            found[name] = printer_of(pg_type) if pg_type.sends else None
+        return found
+
+    def stream_codec(self, relation: Relation, schema: TableSchema, printers: Printers | None) -> StreamCodec:
+        """A codec of its own for each Relation message: it is bound to the records of a run. Without `printers` the stream is text."""
         ids = self.ids(schema)
-        return codec.compile_stream(schema, ids.key, ids.value, identity_full=relation.identity == "f", binary=binary)
+        full = relation.identity == "f"
+        return codec.compile_stream(
+            schema, ids.key, ids.value, identity_full=full, binary=printers is not None, printers=printers
+        )
 
     def chunked(self, session: Session, table: Table) -> tuple[TableSchema, ChunkCodec]:
         """Schema and codec of a chunk, from the catalog as the chunk's own session sees it."""
@@ -158,8 +177,3 @@ class Relations:
             key = None if made.key is None else self._register(f"{topic}-key", made.key)
             self._ids[schema] = SchemaIds(key, self._register(f"{topic}-value", made.value))
         return self._ids[schema]
-
-
-def exact(schema: TableSchema) -> bool:
-    """Can a binary stream carry this table?"""
-    return all(is_exact(column.type) for column in schema.columns)

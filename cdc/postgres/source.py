@@ -24,7 +24,7 @@ from cdc.postgres.messages import Messages
 from cdc.postgres.position import Snapshot, StreamPosition, lsn_int, lsn_text
 from cdc.postgres.printed import is_carried
 from cdc.postgres.reader import Reader
-from cdc.postgres.relations import NotBinary, Register, Relations
+from cdc.postgres.relations import NotBinary, Register, Relations, typed
 from cdc.postgres.session import Session
 from cdc.postgres.slot import Publications
 from cdc.postgres.stream import Stream
@@ -176,8 +176,7 @@ class PostgresSource:
 
     def _all_exact(self, control: Session) -> bool:
         """May the stream be binary? One column that it cannot carry puts all of it in text mode."""
-        columns = [column for table in self._selected(control) for column in table.streamed]
-        types = types_of(control, [(column.type_oid, column.typmod) for column in columns])
+        types = types_of(control, typed(self._selected(control)))
         return all(is_carried(pg_type) for pg_type, _ in types.values())
 
     # --------------------------------------------------------------------------------------------------------- the stream

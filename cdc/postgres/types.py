@@ -115,11 +115,6 @@ def _numeric(typmod: int) -> LogicalType:
     return LogicalType("decimal", precision, scale) if 0 <= scale <= precision else LogicalType("numeric")
 
 
-def is_exact(logical: LogicalType) -> bool:
-    """Can the binary stream carry it? One column that it cannot carry puts the whole stream in text mode."""
-    return logical.kind != "other"
-
-
 # ------------------------------------------------------------------------------------------------- wire values as literals
 def wire_text(logical: LogicalType, value: WireValue, bounds: str = "") -> str:
     """The literal that Postgres reads as this wire value (`cdc.avro.decode_datum`'s form), never NULL.
@@ -132,17 +127,17 @@ def wire_text(logical: LogicalType, value: WireValue, bounds: str = "") -> str:
         case "float32" | "float64":
             return _float_text(value)
         case "decimal":
-            return _decimal_text(int.from_bytes(value, "big", signed=True), logical.scale or 0) if value else "NaN"
+            return decimal_text(int.from_bytes(value, "big", signed=True), logical.scale or 0) if value else "NaN"
         case "numeric":
             return _numeric_text(value)
         case "bytes":
             return f"\\x{value.hex()}"
         case "date":
-            return _infinite(value, INT32_MIN, INT32_MAX) or _date_text(value, "")
+            return _infinite(value, INT32_MIN, INT32_MAX) or date_text(value, "")
         case "time_ms":
-            return _time_text(value * 1000)
+            return time_text(value * 1000)
         case "time_us":
-            return _time_text(value)
+            return time_text(value)
         case "timestamp_ms":
             return _infinite(value, INT64_MIN, INT64_MAX) or _timestamp_text(value * 1000)
         case "timestamp_us":
@@ -150,7 +145,7 @@ def wire_text(logical: LogicalType, value: WireValue, bounds: str = "") -> str:
         case "timestamptz":
             return _instant_text(value)
         case "money":
-            return _decimal_text(int.from_bytes(value, "big", signed=True), 2)
+            return decimal_text(int.from_bytes(value, "big", signed=True), 2)
         case "bit":
             return "1" if value else "0"
         case "bits":
@@ -203,10 +198,11 @@ def _float_text(value: float) -> str:
 def _numeric_text(value: Mapping[str, WireValue]) -> str:
     if not value["value"]:
         return {0: "NaN", 1: "Infinity", -1: "-Infinity"}[value["scale"]]
-    return _decimal_text(int.from_bytes(value["value"], "big", signed=True), value["scale"])
+    return decimal_text(int.from_bytes(value["value"], "big", signed=True), value["scale"])
 
 
-def _decimal_text(unscaled: int, scale: int) -> str:
+def decimal_text(unscaled: int, scale: int) -> str:
+    """unscaled × 10^-scale, with `scale` digits behind the point, as numeric's output function prints it."""
     # A numeric may have 131,072 digits before the point; str(int) refuses more than 4,300, Decimal does not.
     digits = str(Decimal(abs(unscaled)))
     sign = "-" if unscaled < 0 else ""
@@ -216,20 +212,22 @@ def _decimal_text(unscaled: int, scale: int) -> str:
     return f"{sign}{digits[:-scale]}.{digits[-scale:]}"
 
 
-def _date_text(days: int, time: str) -> str:
+def date_text(days: int, time: str) -> str:
+    """The day `days` after 1970-01-01, then `time`, then the era if it is BC."""
     year, month, day = date_of(days)
     era = "" if year > 0 else " BC"
     return f"{year if year > 0 else 1 - year:04}-{month:02}-{day:02}{time}{era}"
 
 
-def _time_text(us: int) -> str:
+def time_text(us: int) -> str:
+    """Microseconds of a day, all six digits of the fraction."""
     seconds, us = divmod(us, 1_000_000)
     return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{us:06}"
 
 
 def _timestamp_text(us: int) -> str:
     days, us = divmod(us, DAY_US)
-    return _date_text(days, f" {_time_text(us)}")
+    return date_text(days, f" {time_text(us)}")
 
 
 def _instant_text(value: str) -> str:

@@ -186,7 +186,7 @@ def _integer(digits: str) -> int:
     return int(digits) if len(digits) < 4000 else int(Decimal(digits))
 
 
-def _scaled(data: bytes) -> tuple[int, int] | int:
+def scaled(data: bytes) -> tuple[int, int] | int:
     """A numeric's binary form (numeric_send): unscaled value and scale, or NaN as 0 and the infinities as 1 and -1."""
     count, weight, sign, scale = unpack_from(">HhHH", data)
     if len(data) != 8 + 2 * count:
@@ -230,7 +230,7 @@ def _fixed(number: tuple[int, int] | int, scale: int) -> bytes:
 
 
 def binary_numeric(data: bytes) -> bytes:
-    return _variable(_scaled(data))
+    return _variable(scaled(data))
 
 
 def text_numeric(text: bytes) -> bytes:
@@ -271,9 +271,9 @@ def binary_decimal(scale: int, prefix: bytes) -> Callable[[bytes, int, int], byt
             count, weight, sign, own = zero(message, at)
             unscaled = shift = 0
         else:
-            return prefix + _fixed(_scaled(message[at : at + size]), scale)
+            return prefix + _fixed(scaled(message[at : at + size]), scale)
         if own != scale or count << 1 != size - 8 or sign not in (0, _NEGATIVE) or not -12 <= shift <= 16:
-            return prefix + _fixed(_scaled(message[at : at + size]), scale)
+            return prefix + _fixed(scaled(message[at : at + size]), scale)
         unscaled = unscaled * _POWERS[shift] if shift >= 0 else unscaled // _POWERS[-shift]
         if sign:
             unscaled = -unscaled

@@ -204,13 +204,13 @@ def test_text_mode_when_a_column_has_no_exact_form(database: Database) -> None:
     database.execute("CREATE TABLE t (id int PRIMARY KEY, at timestamptz, n numeric)")
     capture = Capture(database.grant_source(), tables=["public.*"]).start()
     database.execute("INSERT INTO t VALUES (1, '2026-01-01 10:00+02', 1.50)")
-    database.execute("ALTER TABLE t ADD COLUMN net inet")
-    database.execute("INSERT INTO t VALUES (2, '2026-01-01 10:00+02', 1.50, '10.0.0.1/8')")
+    database.execute("CREATE TYPE pair AS (a int, b inet); ALTER TABLE t ADD COLUMN two pair")
+    database.execute("INSERT INTO t VALUES (2, '2026-01-01 10:00+02', 1.50, '(1,10.0.0.1/8)')")
     capture.until_mark()
     rows = [event.after or {} for event in capture.events]
     assert [row["id"] for row in rows] == [1, 2]
     assert (rows[0]["at"], rows[0]["n"]) == (rows[1]["at"], rows[1]["n"])
-    assert rows[1]["net"] == "10.0.0.1/8"
+    assert rows[1]["two"] == "(1,10.0.0.1/8)"
     capture.reopen()
     capture.facts = capture.source.include(capture.source.tables())
     chunk = capture.chunk("public.t")

@@ -13,6 +13,8 @@ from cdc.postgres import pgoutput
 from cdc.postgres.codec import compile_chunk, compile_stream, select_list
 from cdc.postgres.envelope import Origin, Transaction
 from cdc.postgres.pgoutput import Relation, Row
+from cdc.postgres.printed import printer_of
+from cdc.postgres.rowcode import Printers
 from cdc.postgres.session import Session
 from cdc.postgres.type_catalog import types_of
 from cdc.postgres.types import logical, wire_text
@@ -120,19 +122,53 @@ RARE = {
     "dom": ("numbers", "{}", "{1,2}", "{{1},{2}}"),
     "doma": ("money_like[]", "{}", "{1.10,NULL}"),
 }  # fmt: skip
-OTHER = {
+PRINTED = {
     "c1": ('"char"', "", "a", "\\377"),
-    "ip": ("inet", "10.0.0.1", "10.0.0.1/8", "::1"),
-    "net": ("cidr", "10.0.0.0/8", "10.1.2.3/32"),
-    "pair": ("pair", "(,)", '(1,"a ""b"" ,c")', "(,x)"),
+    "ip": ("inet", "0.0.0.0/0", "10.0.0.1", "10.0.0.1/8", "::1", "::", "::ffff:1.2.3.4", "1::2:0:0:0", "::1.2.3.4/96"),
+    "net": ("cidr", "10.0.0.0/8", "10.1.2.3/32", "0.0.0.0/0", "fe80::/10", "::1/128"),
+    "mac": ("macaddr", "08:00:2b:01:02:03", "ff:ff:ff:ff:ff:ff"),
+    "mac8": ("macaddr8", "08:00:2b:01:02:03:04:05", "00:00:00:00:00:00:00:00"),
+    "lsn": ("pg_lsn", "0/0", "16/B374D848", "FFFFFFFF/FFFFFFFF"),
+    "tid": ("tid", "(0,0)", "(4294967295,65535)"),
+    "xid": ("xid", "4294967295", "0"),
+    "xid8": ("xid8", "18446744073709551615", "0"),
+    "snap": ("pg_snapshot", "10:20:10,14,15", "10:10:"),
     "jp": ("jsonpath", "$", "$.a[*] ? (@ > 1.50)"),
-    "bits": ("bit varying", "", "10101"),
-    "rng": ("numrange", "empty", "[1.10,)", "(,)"),
+    "bits": ("bit varying", "", "10101", "1" * 64 + "0"),
+    "anybits": ("pg_catalog.bit", "101", "1" * 9),
+    "cur": ("refcursor", "", "c ä"),
+    "nr": ("numrange", "empty", "[1.10,)", "(,)", "(Infinity,NaN]", "[-0.50,1e30)"),
+    "ir": ("int4range", "empty", "[1,5)", "(,5]", "[-2147483648,2147483647)"),
+    "br": ("int8range", "[-9223372036854775808,9223372036854775807)", "(,)"),
+    "dr": ("daterange", "[-infinity,infinity]", '["0044-03-15 BC",2026-11-23)', "empty"),
+    "sr": ("tsrange", '["2026-11-23 15:31:00.5","294276-12-31 23:59:59.999999"]', '("4714-11-24 BC",infinity)', "empty"),
+    "zr": ("tstzrange", '["2026-11-23 15:31:00+05:45",)', '(-infinity,"0001-12-31 23:59:59.5+00 BC"]'),
+    "tr": ("textrange", "[a,b]", '["","("]', '["a ""q"" \\\\","b,c")', "(,\u00a0]", "empty"),
+    "fr": ("floatrange", "[0.1,1e15]", "[-0,1e-05)", "[123456789012345.5,1234567890123456.5]", "[-Infinity,NaN]"),
+    "mr": ("nummultirange", "{}", "{[1,2),(3.50,4]}", "{(,)}"),
+    "tmr": ("textmultirange", "{}", '{[a,b],["c d",)}'),
+    "nrs": ("numrange[]", "{}", '{"[1,2)",empty,NULL,"(,)"}', '[0:0]={"(,)"}'),
     "boxes": ("box[]", "{}", "{(2,2),(1,1);(0,0),(-1,-1)}"),
+    "bx": ("box", "(2,2),(1,1)", "(1e300,0.1),(-0,-1e-7)"),
+    "ls": ("lseg", "[(2,2),(1,1)]", "[(NaN,Infinity),(1e15,123456789012345678)]"),
+    "pth": ("path", "[(2,2),(1,1)]", "((0.5,2),(1,1),(3,4))"),
+    "pg": ("polygon", "((0.5,2),(1,1),(3,4))", "((0,0))"),
+    "ln": ("line", "{1,2,3}", "{0,-1,1e-300}"),
+    "ci": ("circle", "<(1,2),3>", "<(0.1,-0),0>"),
+    "ips": ("inet[]", "{}", "{10.0.0.1,::1,NULL}", "{{10.0.0.1/8},{::1}}"),
+    "aa": ("numbers[]", "{}", '{"{1,2}","{3,NULL}"}', '{"[0:0]={1}"}'),
+    "cs": ('"char"[]', "{}", '{a,"","{",NULL,",","\\\\","""",null,"N"}'.replace('""""', '"\\""')),
+    "acl": ("aclitem", "=r/postgres"),
+    "vbs": ("varbit[]", "{}", '{101,""}'),
+}  # fmt: skip
+OTHER = {
+    "pair": ("pair", "(,)", '(1,"a ""b"" ,c")', "(,x)"),
     "pairs": ("pair[]", "{}", '{"(1,a)","(,\\"b c\\")"}'),
-    "ips": ("inet[]", "{}", "{10.0.0.1,::1,NULL}"),
-    "aa": ("numbers[]", "{}", '{"{1,2}","{3}"}'),
     "iv2": ("int2vector", "", "1 2 3"),
+    "tsq": ("tsquery", "'a' & 'b'", "!'x':*A"),
+    "rel": ("regclass", "pg_class", "pg_type"),
+    "pr": ("pairrange", '["(1,a)","(2,b)"]', "empty"),
+    "acl": ("aclitem[]", "{}", "{=r/postgres}"),
 }
 EXTENSIONS = {
     "hs": ("hstore", '"a"=>"1", "b"=>NULL', '"q\\"\\\\"=>"x, \\"y\\"=>z", ""=>"", "NULL"=>"NULL"', "", "ä=>ö, aa=>b"),
@@ -159,6 +195,9 @@ CREATE DOMAIN doc AS jsonb;
 CREATE DOMAIN nested AS money_like;
 CREATE TYPE pair AS (a int, b text);
 CREATE DOMAIN numbers AS int[];
+CREATE TYPE textrange AS RANGE (subtype = text, multirange_type_name = textmultirange, collation = "C");
+CREATE TYPE floatrange AS RANGE (subtype = float8);
+CREATE TYPE pairrange AS RANGE (subtype = pair);
 """
 
 
@@ -192,6 +231,14 @@ def schema_of(session: Session, relation: Relation, key: Sequence[str]) -> Table
     return TableSchema(TableId(relation.schema, relation.name), tuple(made), tuple(key))
 
 
+def printers_of(session: Session, relation: Relation, schema: TableSchema) -> Printers:
+    """The printers of the columns that are text to us, where there are some."""
+    types = types_of(session, [(column.type_oid, column.typmod) for column in relation.columns])
+    given = {column.name: types[column.type_oid, column.typmod][0] for column in relation.columns}
+    others = {name: given[name] for name, column in schema.by_name.items() if column.type.kind == "other"}
+    return {name: printer_of(pg_type) if pg_type.sends else None for name, pg_type in others.items()}
+
+
 def peek(session: Session, binary: bool) -> Iterator[bytes]:
     rows = session.run(
         f"SELECT data FROM pg_logical_slot_peek_binary_changes('{slot(session)}', NULL, NULL, 'proto_version', '1', "
@@ -216,7 +263,8 @@ class Captured:
             if isinstance(parsed, Relation):
                 self.schema = schema_of(session, parsed, key)
                 ids = (1, 2) if key else (None, 2)
-                codec = compile_stream(self.schema, *ids, identity_full=parsed.identity == "f", binary=binary)
+                full, printers = parsed.identity == "f", printers_of(session, parsed, self.schema) if binary else None
+                codec = compile_stream(self.schema, *ids, identity_full=full, binary=binary, printers=printers)
             if isinstance(parsed, Row):
                 assert codec is not None
                 codec.begin(transaction(), records := Records(), self.moves)
@@ -259,7 +307,7 @@ def session(database: Database) -> Iterator[Session]:
         yield session
 
 
-@pytest.mark.parametrize("columns", [EXACT, RARE, OTHER], ids=["exact", "rare", "other"])
+@pytest.mark.parametrize("columns", [EXACT, RARE, PRINTED, OTHER], ids=["exact", "rare", "printed", "other"])
 def test_the_same_row_gives_the_same_bytes(session: Session, columns: dict[str, tuple[str, ...]]) -> None:
     same_bytes(session, columns)
 
@@ -281,7 +329,7 @@ def same_bytes(session: Session, columns: dict[str, tuple[str, ...]]) -> None:
     schema = texts.schema
     assert schema is not None
     assert [column.name for column in schema.columns] == names
-    assert {column.type.kind == "other" for column in schema.columns[1:]} == {columns is OTHER}
+    assert {column.type.kind == "other" for column in schema.columns[1:]} == {columns in (PRINTED, OTHER)}
     read = chunk(session, schema)
     assert len(read) == max(map(len, columns.values())) + (columns is EXACT)
     assert texts.keys["I"] == read.keys
@@ -309,7 +357,7 @@ def same_bytes(session: Session, columns: dict[str, tuple[str, ...]]) -> None:
             assert found[2] == [{"before": shape} if shape else {} for shape in shapes]
 
 
-@pytest.mark.parametrize("columns", [EXACT, RARE, OTHER], ids=["exact", "rare", "other"])
+@pytest.mark.parametrize("columns", [EXACT, RARE, PRINTED, OTHER], ids=["exact", "rare", "printed", "other"])
 def test_the_bytes_mean_what_the_server_prints(session: Session, columns: dict[str, tuple[str, ...]]) -> None:
     make(session, columns)
     same_text(session, Captured(session, binary=False).schema)
