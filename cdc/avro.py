@@ -31,6 +31,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import fastavro
@@ -281,6 +282,7 @@ class ChangeEvent(NamedTuple):
     unchanged: tuple[str, ...]
     moved: bytes | None
     source: Mapping[str, Json]
+    shapes: Mapping[str, Mapping[str, str]] = MappingProxyType({})  # as `array_shapes`
 
 
 def schema_id(framed: bytes) -> int:
@@ -347,4 +349,5 @@ def decode_event(
         unchanged,
         datum.get("moved"),
         datum["source"],
+        json.loads(datum.get("shapes") or "{}"),
     )

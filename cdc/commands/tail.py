@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cdc.avro import ChangeEvent, decode_event, schema_id
@@ -24,11 +25,13 @@ from cdc.presentation import for_stream
 from cdc.records import Batch
 from cdc.suggest import did_you_mean
 from cdc.supervise import Stop
-from cdc.table import Column, TableId
-from sinks.postgres import text
+from cdc.table import LogicalType, TableId
+from sinks.postgres import arrays, text
 
 Json = Any
 IDLE_S = 0.2
+MONEY_SCALE = 2
+FLOAT = LogicalType("float64")
 
 
 class Item(NamedTuple):
@@ -99,16 +102,25 @@ def decoded(log: Log, checkpoint: Checkpoint, batch: Batch) -> Iterator[Item]:
     return (Item(checkpoint.number, event) for event in events)
 
 
-def readable(column: Column, value: Json) -> Json:
-    """A wire value as people and JSON write it."""
+def readable(logical: LogicalType, value: Json, bounds: str | None = None) -> Json:
+    """A wire value as people and JSON write it; `bounds` are an array's."""
     if value is None:
         return None
-    match column.type.kind:
-        case "decimal":
-            scale = column.type.scale or 0
+    match logical.kind:
+        case "array":
+            assert logical.element is not None
+            return arrays.nested([readable(logical.element, item) for item in value], bounds)
+        case "decimal" | "money":
+            scale = MONEY_SCALE if logical.kind == "money" else logical.scale or 0
             return text.decimal(int.from_bytes(value, "big", signed=True), scale) if value else "NaN"
         case "numeric":
             return text.numeric(value["value"], value["scale"])
+        case "bit":
+            return int(value)
+        case "bits":
+            return text.bits(value, logical.precision or 0)
+        case "point":
+            return [readable(FLOAT, value[axis]) for axis in ("x", "y")]
         case "bytes":
             return base64.b64encode(value).decode()
         case "date":
@@ -126,9 +138,12 @@ def readable(column: Column, value: Json) -> Json:
     return value
 
 
-def readable_row(event: ChangeEvent, row: Mapping[str, Json] | None) -> dict[str, Json] | None:
-    """A key or a row, readable."""
-    return None if row is None else {name: readable(event.table.by_name[name], value) for name, value in row.items()}
+def readable_row(event: ChangeEvent, row: Mapping[str, Json] | None, image: str = "") -> dict[str, Json] | None:
+    """A key or a row, readable; `image` is before or after."""
+    if row is None:
+        return None
+    shapes, columns = event.shapes.get(image, {}), event.table.by_name
+    return {name: readable(columns[name].type, value, shapes.get(name)) for name, value in row.items()}
 
 
 def json_line(item: Item) -> str:
@@ -140,9 +155,10 @@ def json_line(item: Item) -> str:
         "op": event.op,
         "table": named(event.table.id),
         "key": readable_row(event, event.key),
-        "before": readable_row(event, event.before),
-        "after": readable_row(event, event.after),
+        "before": readable_row(event, event.before, "before"),
+        "after": readable_row(event, event.after, "after"),
         "unchanged": list(event.unchanged),
+        **({"shapes": event.shapes} if event.shapes else {}),
         "ts_ms": event.source["ts_ms"],
         "source": dict(event.source),
     }
@@ -165,10 +181,10 @@ def text_line(item: Item) -> str:
         parts.append(_content(event.after["content"]))
     elif event.after is not None:
         rest = {name: value for name, value in event.after.items() if name not in (event.key or {})}
-        parts.append(_fields(readable_row(event, rest)))
+        parts.append(_fields(readable_row(event, rest, "after"), event.shapes.get("after", {})))
         parts += [f"{printable(name)}=(unchanged)" for name in event.unchanged]
     elif event.before is not None and not event.key:
-        parts.append(_fields(readable_row(event, event.before)))
+        parts.append(_fields(readable_row(event, event.before, "before"), event.shapes.get("before", {})))
     return for_stream(" ".join(part for part in parts if part), sys.stdout)
 
 
@@ -184,9 +200,10 @@ def _content(content: bytes) -> str:
         return f"base64 {_bytes(content)}"
 
 
-def _fields(row: Mapping[str, Json] | None) -> str:
+def _fields(row: Mapping[str, Json] | None, shapes: Mapping[str, str] = MappingProxyType({})) -> str:
     return " ".join(
-        f"{printable(name)}={printable(json.dumps(value, ensure_ascii=False))}" for name, value in (row or {}).items()
+        f"{printable(name)}{printable(shapes.get(name, ''))}={printable(json.dumps(value, ensure_ascii=False))}"
+        for name, value in (row or {}).items()
     )
 
 
