@@ -31,7 +31,6 @@ class Plan(NamedTuple):
     publications: Publications
     tables: Sequence[Table]
     insert_only: frozenset[TableId]
-    unmatched: Sequence[str] = ()
     wanted: TableFilter = TableFilter()
 
 
@@ -117,7 +116,7 @@ def _capacity(session: Session, plan: Plan) -> Iterator[Finding]:
 def _tables(session: Session, plan: Plan) -> Iterator[Finding]:
     if not plan.tables:
         yield error("CDC-PG-137", "the selection matches no table")
-    for pattern in plan.unmatched:
+    for pattern in plan.wanted.unmatched(table.id for table in plan.tables):
         yield warning("CDC-PG-138", f"nothing matches {pattern}")
     role = session.run("SELECT current_user")[0][0] or ""
     readable = _readable(session, plan.tables)

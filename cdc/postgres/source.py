@@ -372,9 +372,8 @@ class PostgresSource:
         return [table for table in facts.candidates(control, self._publications) if self._select.matches(table.id)]
 
     def _plan(self, tables: Sequence[Table], slot_name: str | None = None) -> preflight.Plan:
-        unmatched = self._select.unmatched(table.id for table in tables)
         name = slot_name or self._slot_base
-        return preflight.Plan(name, self._publications, tables, self._insert_only, unmatched, self._select)
+        return preflight.Plan(name, self._publications, tables, self._insert_only, self._select)
 
 
 def _publication(table: Json) -> Json:
