@@ -1,6 +1,6 @@
 """Catalogue entries CDC-PG-nnn; see the package's docstring.
 
-100–109 connection and rights · 110–119 the server · 120–129 slot and position · 130–142 tables and publications ·
+100–109 connection and rights · 110–119 the server · 120–129 slot and position · 130–143 tables and publications ·
 150–159 the stream's bytes · 160–169 changes of tables while they are captured · 199 whatever the server refuses besides.
 """
 
@@ -204,6 +204,13 @@ partition (its root is captured).",
         "It was dropped, or dropped and made again. What was written meanwhile cannot be read from the slot: the server looks for the \
 publication as it was at the time of each change.",
         _NEW_EPOCH,
+    ),
+    "CDC-PG-143": Entry(
+        "a table that is to be published is locked",
+        "To put a table into a publication the server takes a lock on it, which a long VACUUM, CREATE INDEX CONCURRENTLY or a schema \
+change holds back. Capture does not wait for it: the stream would.",
+        "Wait, or end the sessions that the message names. Capture tries again by itself.",
+        EXIT_UNAVAILABLE,
     ),
     "CDC-PG-150": Entry(
         "not understood in the stream",

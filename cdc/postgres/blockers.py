@@ -18,6 +18,8 @@ _log = journal("cdc.postgres")
 SAID_AFTER_S = 5.0  # what passes by itself in a moment is nobody's concern
 SAID_EVERY_S = 30.0
 
+_AGAINST_PUBLISHING = ("ExclusiveLock", "ShareRowExclusiveLock", "ShareLock", "ShareUpdateExclusiveLock")
+
 # State and times of other roles' sessions are shown to members of pg_read_all_stats alone.
 _SESSION = """
 'pid ' || a.pid || ' (' || coalesce(nullif(a.application_name, ''), 'unnamed') || ') since ' ||
@@ -47,9 +49,10 @@ def running(session: Session, xids: Iterable[int] | None = None, older_than: str
     return [row[1] or "" for row in rows if wanted is None or int(row[0] or 0) in wanted]
 
 
-def locking(session: Session, tables: Iterable[TableId]) -> list[str]:
-    """Who holds a lock, or waits for one, that keeps these tables or their partitions from being read. Takes no lock itself, which
-    pg_partition_tree would."""
+def locking(session: Session, tables: Iterable[TableId], *, publishing: bool = False) -> list[str]:
+    """Who holds a lock, or waits for one, that keeps these tables or their partitions from being read, or from being put into a
+    publication. Takes no lock itself, which pg_partition_tree would."""
+    modes = ["AccessExclusiveLock", *(_AGAINST_PUBLISHING if publishing else ())]
     names = sql.text_array(sql.qualified(table) for table in tables)
     rows = session.run(
         f"""WITH RECURSIVE read (oid) AS (
@@ -57,7 +60,7 @@ def locking(session: Session, tables: Iterable[TableId]) -> list[str]:
                 UNION SELECT i.inhrelid FROM read JOIN pg_catalog.pg_inherits i ON i.inhparent = read.oid),
             kept AS (
                 SELECT l.pid, l.virtualtransaction FROM pg_catalog.pg_locks l JOIN read ON read.oid = l.relation
-                WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
+                WHERE l.locktype = 'relation' AND l.mode = ANY ($2::text[])
                     AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
             SELECT {_SESSION} FROM pg_catalog.pg_stat_activity a WHERE a.pid IN (SELECT pid FROM kept)
             UNION ALL
@@ -65,7 +68,7 @@ def locking(session: Session, tables: Iterable[TableId]) -> list[str]:
             WHERE p.transaction::text IN (
                 SELECT l.transactionid::text FROM pg_catalog.pg_locks l JOIN kept USING (virtualtransaction)
                 WHERE kept.pid IS NULL AND l.pid IS NULL AND l.locktype = 'transactionid') ORDER BY 1""",
-        [names],
+        [names, sql.text_array(modes)],
         doing="looking for locks",
     )
     return [row[0] or "" for row in rows]

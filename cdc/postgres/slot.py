@@ -20,6 +20,7 @@ from cdc.table import TableId
 
 NAME_BYTES = 63
 SLOT_WAIT_S = 60.0  # for transactions that are older than the slot
+PUBLISH_WAIT_S = 10  # for locks on tables; a stream that runs waits meanwhile
 PREDECESSOR_WAIT_S = 5.0  # a killed process's walsender notices within a moment
 SILENT_S = 30  # a living capture reports every few seconds
 
@@ -137,8 +138,13 @@ def publish(
                 remedy=statement,
             )
         try:
-            session.run(statement, doing=f"publishing tables in {name}")
+            session.run(
+                f"SET LOCAL lock_timeout = '{PUBLISH_WAIT_S}s'; {statement}", doing=f"publishing tables in {name}"
+            )
         except SqlFailed as error:
+            if error.sqlstate == "55P03":
+                named = "; ".join(blockers.locking(session, missing, publishing=True)) or "another session"
+                raise Unavailable("CDC-PG-143", f"tables to be published are locked by {named}", where=name) from None
             if error.sqlstate != "42501":
                 raise
             if not missing and existing:  # those are another's, and enough for now

@@ -18,9 +18,9 @@ import pytest
 from cdc import journal
 from cdc.commands import wiring
 from cdc.config import Config
-from cdc.errors import CdcError
+from cdc.errors import CdcError, Unavailable
 from cdc.health import until_loss_s
-from cdc.postgres import blockers, preflight, retention
+from cdc.postgres import blockers, preflight, retention, slot
 from cdc.postgres.chunks import ReadLimits
 from cdc.postgres.session import Session
 from cdc.source import Chunk, Finding, Unsettled
@@ -262,6 +262,23 @@ def test_whoever_locks_a_table_is_named_after_the_lock_timeout(database: Databas
         assert isinstance(unsettled, Unsettled)
         assert f"locked by pid {connection.info.backend_pid} (" in unsettled.reason
         assert f"pg_terminate_backend({connection.info.backend_pid})" in unsettled.reason
+    assert isinstance(capture.chunk("public.t"), Chunk)
+
+
+@pytest.mark.majors(16, 18)
+def test_a_table_that_cannot_be_published_for_locks_is_not_waited_for_in_silence(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot, "PUBLISH_WAIT_S", 1)
+    database.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    url = database.grant_source()
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE")
+        with pytest.raises(Unavailable) as locked:
+            Capture(url).start()
+        assert locked.value.code == "CDC-PG-143"
+        assert f"pid {connection.info.backend_pid} (" in locked.value.detail
+    capture = Capture(url).start()
     assert isinstance(capture.chunk("public.t"), Chunk)
 
 
