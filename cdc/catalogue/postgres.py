@@ -224,8 +224,8 @@ change holds back. Capture does not wait for it: the stream would.",
     ),
     "CDC-PG-160": Entry(
         "rows changed without events",
-        "Some statements change rows or their meaning without row changes in the server's log: a default that fills existing rows, a \
-type rewrite, partitions attached or detached, a table made again.",
+        "Some statements change rows or their meaning without row changes in the server's log. What is noticed of that is healed: the \
+table is loaded anew by itself. This was met where a load was on its way already, and a key stored by it cannot be read any more.",
         _RELOAD,
     ),
     "CDC-PG-161": Entry(

@@ -6,14 +6,18 @@ the columns that both have. A column that was dropped at the source stays at the
 
 from __future__ import annotations
 
+import random
 import time
 from typing import Any
 
 import psycopg2
 import pytest
 
+from tests.e2e.ddl_workload import SCHEMA, DdlWorkload
+from tests.e2e.killing import seeded
 from tests.e2e.pipeline import until
 from tests.e2e.scene import Make, Scene, alter
+from tests.verification import FULL, record
 
 WIDE = """
 CREATE TABLE t (id int PRIMARY KEY, v text, n int NOT NULL DEFAULT 3, s varchar(20));
@@ -94,6 +98,12 @@ KINDS = {
     "default": "ALTER TABLE t ALTER v SET DEFAULT 'some'; INSERT INTO t (id) VALUES (-1)",
     "not null": """UPDATE t SET v = 'v' WHERE v IS NULL; ALTER TABLE t ALTER v SET NOT NULL; ALTER TABLE t ALTER n DROP NOT NULL;
                    INSERT INTO t VALUES (-1, 'v', NULL)""",
+    "made again without key": """DROP TABLE t; CREATE TABLE t (x text); ALTER TABLE t REPLICA IDENTITY FULL;
+                                 INSERT INTO t VALUES ('a'), ('a')""",
+    "other key": "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, n); UPDATE t SET n = 4 WHERE id < 10",
+    "key added": "ALTER TABLE f ADD PRIMARY KEY (a); UPDATE f SET b = 'new' WHERE a < 10",
+    "identity index": """ALTER TABLE t ADD CONSTRAINT by_n UNIQUE (id, n); ALTER TABLE t REPLICA IDENTITY USING INDEX by_n;
+                         UPDATE t SET n = 4 WHERE id < 10; DELETE FROM t WHERE id = 12""",
     "key dropped": "ALTER TABLE t REPLICA IDENTITY FULL; ALTER TABLE t DROP CONSTRAINT t_pkey; UPDATE t SET v = 'new' WHERE id < 10",
     "identity full": "ALTER TABLE t REPLICA IDENTITY FULL; UPDATE t SET id = -id WHERE id < 10; DELETE FROM t WHERE id = 12",
     "generated column": "ALTER TABLE t ADD COLUMN g int GENERATED ALWAYS AS (id * 2) STORED; UPDATE t SET v = 'new' WHERE id < 10",
@@ -172,3 +182,40 @@ def test_a_table_that_is_dropped(make: Make) -> None:
 
 def states(scene: Scene) -> dict[str, str]:
     return {table["table"]: table["state"] for table in scene.pipeline.status()["result"]["tables"]}
+
+
+DDL_S = 3600.0 if FULL else 60.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(DDL_S + 400)
+def test_random_changes_under_load_and_kills_end_equal(make: Make) -> None:
+    seed = seeded()
+    rng, scene = random.Random(seed), make(schema=SCHEMA)
+    workload = DdlWorkload(scene.source.url, scene.source.admin_url, "cdc_bad", seed)
+    scene.pipeline.start_all()
+    ends_s, kills = time.monotonic() + DDL_S, 0
+    with workload.running():
+        while time.monotonic() < ends_s:
+            time.sleep(rng.choice((0.3, 1.0, 2.0, 4.0)))
+            for role in rng.choice((["capture"], ["main"], ["capture", "main"])):
+                scene.pipeline.kill(role)
+                kills += 1
+            scene.pipeline.start_all()
+    print(f"kills {kills}, {dict(workload.done)}")
+    try:
+        settled(scene, 120)
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed}: {error}\n" + "\n".join([*differing(scene), *tails(scene)])) from None
+    rows = sum(
+        len(alter(scene.source, f'SELECT 1 FROM public."{table}"'))
+        for table in {t for t, _ in alter(scene.source, COLUMNS)}
+    )
+    record(
+        "Random schema changes under load, with kills",
+        {"seed": seed, "kills": kills, **workload.done, "rows compared": rows},
+    )
+
+
+def tails(scene: Scene) -> list[str]:
+    return [scene.pipeline.tail(role) for role in scene.pipeline.processes]

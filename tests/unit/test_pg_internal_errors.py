@@ -15,6 +15,8 @@ class Refusing:
     def __init__(self, sqlstate: str) -> None:
         self._error = failure(sqlstate, "streaming", "could not map filenumber to relation OID")
 
+    idle = None
+
     def settings(self, _values: object) -> None:
         pass
 
@@ -28,7 +30,7 @@ class Refusing:
 @pytest.mark.parametrize(("sqlstate", "passes"), [("XX000", True), ("XX001", False), ("XX002", False)])
 def test_an_internal_error_passes(sqlstate: str, passes: bool) -> None:
     refusing = Refusing(sqlstate)
-    streaming = stream.Stream.__new__(stream.Stream)
+    streaming = object.__new__(stream.Stream)
     streaming.session = refusing  # type: ignore[assignment]
     for attempt in (lambda: slot.create(refusing, refusing, "s"), streaming.ended):  # type: ignore[arg-type]
         with pytest.raises(CdcError) as stopped:
