@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import fastavro
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
-from tests.servers.kafka import Kafka
+from tests.servers.kafka import Kafka, KafkaCluster
 
 Schema = Any
 
@@ -26,7 +26,7 @@ class Proof(NamedTuple):
     orphans: int
 
 
-def prove(kafka: Kafka, pipeline: str) -> Proof:
+def prove(kafka: Kafka | KafkaCluster, pipeline: str) -> Proof:
     """Asserts that ranges hold each of their records, in order, that no two of them meet, and that `source.sequence` grows over the
     whole log, so that nothing is in it twice."""
     schemas = {
@@ -64,7 +64,7 @@ def prove(kafka: Kafka, pipeline: str) -> Proof:
     return Proof(len(checkpoints), ranged, read - ranged)
 
 
-def committed(kafka: Kafka, topic: str, partition: int = 0) -> Iterator[Message]:
+def committed(kafka: Kafka | KafkaCluster, topic: str, partition: int = 0) -> Iterator[Message]:
     """All that is committed now."""
     settings = {"group.id": "proof", "isolation.level": "read_committed", "enable.partition.eof": True}
     own = {"auto.offset.reset": "earliest", "enable.auto.commit": False}
@@ -72,7 +72,8 @@ def committed(kafka: Kafka, topic: str, partition: int = 0) -> Iterator[Message]
     try:
         consumer.assign([TopicPartition(topic, partition, 0)])
         while True:
-            for message in consumer.consume(1000, 10.0):
+            first = consumer.consume(1, 10.0)  # of more it would wait for the last one, though there is no more
+            for message in first + consumer.consume(1000, 0):
                 if (error := message.error()) is None:
                     yield message
                     continue

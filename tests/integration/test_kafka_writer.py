@@ -510,10 +510,27 @@ def test_a_topic_that_ends_too_early(pipeline: Pipeline, monkeypatch: pytest.Mon
     pipeline.configure(pipeline.topic(), unclean_leader_election_enable="false")
     monkeypatch.setattr(topics_module, "verify_ids", lambda *_: None)
     stopped(pipeline.open().open_writer, "CDC-KAFKA-203")
-    monkeypatch.setattr(topics_module, "ends_of_log", lambda _, places: [1 << 40] * len(places))
+    monkeypatch.setattr(topics_module, "verify_ends", lambda *_: None)
     log.open_writer()
     error = stopped(lambda: log.append({A: rows(5, 1)}, draft()), "CDC-KAFKA-203")
     assert pipeline.topic() in str(error.where)
+
+
+def test_an_end_that_a_former_leader_told(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that was frozen takes itself for the leader still, and does not know the last checkpoints. Nothing is written behind
+    them as if they were not there."""
+    log, end = pipeline.writer(), Story.end
+    log.append({A: rows(0, 5)}, draft())
+    with Story(pipeline.settings, pipeline.name) as story:
+        old = story.end()
+    made = log.append({A: rows(5, 5)}, draft())
+    other = pipeline.open()
+    monkeypatch.setattr(Story, "end", lambda _: old)
+    other.open_writer()
+    stopped(lambda: other.append({A: rows(5, 5)}, draft()), "CDC-KAFKA-101", Unavailable)
+    monkeypatch.setattr(Story, "end", end)
+    assert other.open_writer().last == made
+    other.append({A: rows(10, 5)}, draft())
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "schemas", "signals"])

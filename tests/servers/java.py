@@ -157,7 +157,8 @@ class JavaServer:
             if not known:
                 self.ports = free_ports(self.port_count)
                 self.prepare()
-            if self._launch(deadline):
+            self.launch()
+            if self.serves(deadline):
                 return
             if "BindException" not in self.log_tail():
                 break
@@ -238,13 +239,13 @@ class JavaServer:
         if done.returncode:
             raise StartFailed(f"{self.name}: {(done.stdout + done.stderr).strip()[-3000:]}")
 
-    def _launch(self, deadline: float) -> bool:
-        """One attempt: true when it serves, false when it ended by itself. Raises when the time is up."""
+    def launch(self) -> None:
+        """Begin the process, on known ports, and wait for nothing. The thread that does so must outlive it."""
         identity = [str(os.getpid()), str(os.geteuid()), str(os.getegid()), str(int(signal.SIGKILL))]
         launcher = [sys.executable, "-I", "-S", launch.__file__, *identity]
         with self.log.open("wb") as log:
             # A session of its own: Ctrl-C at the terminal is for the tests, which then end the server.
-            self._process = process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [*launcher, self._java, *self._options, *self.arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -253,6 +254,11 @@ class JavaServer:
                 cwd=self.folder,
                 env=_environment(),
             )
+
+    def serves(self, deadline: float) -> bool:
+        """Wait for what was launched: true when it serves, false when it ended by itself. Raises when the time is up."""
+        process = self._process
+        assert process is not None, f"{self.name} was not launched"
         while process.poll() is None:
             left_s = deadline - time.monotonic()
             if left_s <= 0:

@@ -1,9 +1,12 @@
-"""A Kafka broker for tests: KRaft, one node that is broker and controller, on free loopback ports.
+"""A Kafka broker for tests: KRaft, one node that is broker and controller, on free loopback ports. And a cluster of three of them.
 
     with Kafka() as kafka:                       # or Kafka(sasl=True, tls=True, properties={"message.max.bytes": "2000000"})
         Producer(kafka.client())                 # librdkafka's settings to reach it, as the administrator
     kafka.kill(); kafka.restart()                # same port, same data
     kafka.suspend(); kafka.resume()              # connections open, nobody answers
+
+    with KafkaCluster() as cluster:
+        cluster.leader("topic").kill()           # the node that leads its partition 0
 
 Topics are never created by themselves. Internal topics have few partitions, so that a start stays short.
 """
@@ -11,11 +14,14 @@ Topics are never created by themselves. Internal topics have few partitions, so 
 from __future__ import annotations
 
 import secrets
+import time
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import (
@@ -31,7 +37,7 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from tests.servers.java import SMALL, JavaServer, jars
+from tests.servers.java import SMALL, JavaServer, StartFailed, free_ports, jars
 
 ADMIN = "admin"
 MECHANISM = "SCRAM-SHA-256"
@@ -58,6 +64,9 @@ PROPERTIES: Mapping[str, str] = {
 }
 
 
+INTERNAL = ("offsets.topic", "share.coordinator.state.topic", "transaction.state.log")
+
+
 class Kafka(JavaServer):
     """One broker. `bootstrap` is its address from the first start on; `client()` what a client needs to reach it.
 
@@ -81,6 +90,7 @@ class Kafka(JavaServer):
         super().__init__(heap_max_mb, [f"-Xms{min(256, heap_max_mb)}m", *jvm])
         self.sasl, self.tls, self.properties = sasl, tls, dict(properties or {})
         self.password = secrets.token_urlsafe(12)
+        self.cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         self.authority = self.folder / "authority.pem"
         self._configuration = self.folder / "server.properties"
         self._keystore_password = secrets.token_urlsafe(12)
@@ -142,11 +152,10 @@ class Kafka(JavaServer):
         self._configuration.write_text("".join(f"{name}={value}\n" for name, value in self._properties(data).items()))
         if data.exists():  # Only the ports changed.
             return
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         login = ["--add-scram", f"{MECHANISM}=[name={ADMIN},password={self.password}]"] if self.sasl else []
         self.run_tool(
             "java", *SMALL, "-cp", f"{self._jars}/*", "kafka.tools.StorageTool", "format",
-            f"--cluster-id={cluster}", "--config", str(self._configuration), *login,
+            f"--cluster-id={self.cluster_id}", "--config", str(self._configuration), *login,
         )  # fmt: skip
 
     def arguments(self) -> list[str]:
@@ -202,6 +211,89 @@ class Kafka(JavaServer):
             "-dname", "CN=penstock tests", "-ext", "SAN=IP:127.0.0.1,DNS:localhost",
         )  # fmt: skip
         self.run_tool("keytool", "-exportcert", "-rfc", *store, *secret, "-file", str(self.authority))
+
+
+class KafkaCluster:
+    """Nodes that are broker and controller each, for clients without login and TLS; `with KafkaCluster() as cluster: …`.
+
+    What Kafka keeps for itself has as many copies as there are nodes, three at most, and needs two of them, as where it is real."""
+
+    def __init__(self, nodes: int = 3, *, properties: Mapping[str, str] | None = None, heap_max_mb: int = 256) -> None:
+        self.nodes: list[Kafka] = []
+        with ExitStack() as failing:
+            for _ in range(nodes):
+                self.nodes.append(Kafka(heap_max_mb=heap_max_mb))
+                failing.callback(self.nodes[-1].close)
+            self._prepare(properties or {})
+            failing.pop_all()
+
+    def _prepare(self, properties: Mapping[str, str]) -> None:
+        ports = free_ports(len(self.nodes) * Kafka.port_count)
+        for node in self.nodes:
+            node.ports, ports = ports[: Kafka.port_count], ports[Kafka.port_count :]
+        voters = ",".join(f"{number}@127.0.0.1:{node.ports[-1]}" for number, node in enumerate(self.nodes, 1))
+        copies = {f"{name}.replication.factor": str(min(3, len(self.nodes))) for name in INTERNAL}
+        in_sync = {f"{name}.min.isr": str(min(2, len(self.nodes))) for name in INTERNAL if name != "offsets.topic"}
+        for number, node in enumerate(self.nodes, 1):
+            node.cluster_id = self.nodes[0].cluster_id
+            own = {"node.id": str(number), "controller.quorum.voters": voters}
+            node.properties = {**copies, **in_sync, **own, **properties}
+            node.prepare()
+
+    @property
+    def bootstrap(self) -> str:
+        """host:port of every node, with commas."""
+        return ",".join(node.bootstrap for node in self.nodes)
+
+    def client(self) -> dict[str, Any]:
+        """librdkafka's settings to reach it."""
+        return {**self.nodes[0].client(), "bootstrap.servers": self.bootstrap}
+
+    def admin(self) -> AdminClient:
+        """See `Kafka.admin`."""
+        return AdminClient({**self.client(), "log_level": 0})
+
+    def start(self, timeout_s: float = 90.0) -> None:
+        """Start those nodes that do not run; they serve when this returns. Raises StartFailed, of a port that is taken, too."""
+        deadline = time.monotonic() + timeout_s
+        missing = [node for node in self.nodes if node.pid is None]
+        for node in missing:  # None of them serves before most of them are there.
+            node.launch()
+        for node in missing:
+            if not node.serves(deadline):
+                raise StartFailed(f"{node.bootstrap} ended by itself:\n{node.log_tail()}")
+
+    def leader(self, topic: str, partition: int = 0) -> Kafka:
+        """The node that leads this partition now."""
+        found = self.admin().list_topics(topic, timeout=30).topics[topic].partitions[partition]
+        assert found.leader > 0, f"{topic}[{partition}] has no leader: {found.error}"
+        return self.nodes[found.leader - 1]
+
+    def coordinator(self, transactional_id: str) -> Kafka:
+        """The node that keeps this producer's transactions now."""
+        topic, code = "__transaction_state", 0
+        for character in transactional_id:  # Java's hash of a string
+            code = (31 * code + ord(character)) & 0xFFFFFFFF
+        count = len(self.admin().list_topics(topic, timeout=30).topics[topic].partitions)
+        return self.leader(topic, (code & 0x7FFFFFFF) % count)
+
+    def close(self) -> None:
+        """End all nodes at once and remove their folders."""
+        for node in self.nodes:
+            node.close()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def allow(

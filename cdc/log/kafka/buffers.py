@@ -84,9 +84,3 @@ def missing(checkpoint: Checkpoint, buffer: Buffer, span: Span) -> CdcError:
         f"checkpoint {checkpoint.number} has {span.count} records from offset {span.begin} on, not all are committed"
     )
     return CdcError("CDC-KAFKA-208", detail, where=where)
-
-
-def truncated(buffer: Buffer, end: int, needed: int) -> CdcError:
-    """The partition ends before what the checkpoints say of it."""
-    detail = f"it ends at offset {end}, the checkpoints know of {needed}"
-    return CdcError("CDC-KAFKA-203", detail, where=f"{buffer.topic}[{buffer.partition}]")

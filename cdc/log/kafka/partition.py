@@ -6,7 +6,8 @@ What is read is complete: a range is left only when the broker has said that its
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 from confluent_kafka import (
     Consumer,
@@ -26,6 +27,24 @@ BLOCK = 10_000  # messages taken at once
 FETCH_BYTES = 256 << 10
 QUEUED_KBYTES = 4 << 10
 POLL_S, POLL_MOST_S = 0.002, 0.05
+BELIEVED_S, DOUBTED_EVERY_S = 5.0, 0.25
+_ENDINGS = frozenset({"CDC-KAFKA-201", "CDC-KAFKA-203", "CDC-KAFKA-205", "CDC-KAFKA-209", "CDC-LOG-107", "CDC-LOG-402"})
+
+T = TypeVar("T")
+
+
+def believed(check: Callable[[], T]) -> T:
+    """What `check` returns. That something is missing, or ends too early, is believed after it was said for BELIEVED_S: a broker
+    that was frozen or cut off answers as the leader that it was, and one that has just come knows no new topic. `check` asks with
+    clients of its own, which know nothing from before."""
+    deadline = time.monotonic() + BELIEVED_S
+    while True:
+        try:
+            return check()
+        except CdcError as error:
+            if error.code not in _ENDINGS or time.monotonic() > deadline:
+                raise
+        time.sleep(DOUBTED_EVERY_S)
 
 
 def take(reading: Consumer, wait_s: float) -> list[Message]:
@@ -60,6 +79,8 @@ def _offsets(client: AdminClient, partitions: list[TopicPartition], spec: Offset
         request_timeout=TIMEOUT_S,
     )
     found = {(of.topic, of.partition): future.result(2 * TIMEOUT_S).offset for of, future in asked.items()}
+    if min(found.values()) < 0:  # librdkafka calls that a success, when a leader goes while it asks
+        raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
     return [found[partition.topic, partition.partition] for partition in partitions]
 
 
@@ -69,7 +90,28 @@ def extent(reading: Consumer, of: TopicPartition) -> tuple[int, int]:
         begin, end = reading.get_watermark_offsets(of, timeout=TIMEOUT_S)
     except KafkaException as error:
         raise why(reading, of.topic, error.args[0]) from error
+    if min(begin, end) < 0:
+        raise Unavailable("CDC-KAFKA-101", "the partition has no leader that answers", where=of.topic)
     return int(begin), int(end)
+
+
+def verify_ends(settings: KafkaSettings, client: AdminClient, needed: Mapping[tuple[str, int], int]) -> None:
+    """These partitions reach these offsets. Raises CDC-KAFKA-203, of the first that does not."""
+
+    fresh = False
+
+    def check() -> None:
+        nonlocal fresh
+        asked = admin(settings) if fresh else client
+        fresh = True
+        with translating(next((topic for topic, _ in needed), settings.bootstrap)):
+            ends = ends_of_log(asked, [TopicPartition(*place) for place in needed])
+        for ((topic, partition), offset), end in zip(needed.items(), ends, strict=True):
+            if end < offset:
+                detail = f"it ends at offset {end}, the log has written up to {offset}"
+                raise CdcError("CDC-KAFKA-203", detail, where=f"{topic}[{partition}]")
+
+    believed(check)
 
 
 def why(reading: Consumer, topic: str, error: KafkaError) -> CdcError:

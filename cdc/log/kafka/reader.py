@@ -18,10 +18,10 @@ from cdc.errors import CdcError
 from cdc.journal import journal
 from cdc.log import Checkpoint, Mark, Span
 from cdc.log.checkpoint import Chain
-from cdc.log.kafka.buffers import Buffer, missing, truncated
+from cdc.log.kafka.buffers import Buffer, missing
 from cdc.log.kafka.client import KafkaSettings, admin, consumer, group_of, translating
 from cdc.log.kafka.order import merged
-from cdc.log.kafka.partition import ends_of_log, extent, know, offset_of, take, why
+from cdc.log.kafka.partition import ends_of_log, extent, know, offset_of, take, verify_ends, why
 from cdc.log.kafka.records import Birth, Intended, State, Topic
 from cdc.log.kafka.schemas import Schemas
 from cdc.log.kafka.story import SETTLE_S, Story, record_of
@@ -329,10 +329,11 @@ class Reader:
     def _begin_later(self, buffer: Buffer) -> None:
         """The offset that was asked for is not there. What a checkpoint needs of what was deleted shows when that comes."""
         assert self._consumer is not None
+        assert self._admin is not None
         of = TopicPartition(*buffer.place)
         low, high = extent(self._consumer, of)
         if high < buffer.reached:
-            raise truncated(buffer, high, buffer.reached)
+            verify_ends(self._settings, self._admin, {buffer.place: buffer.reached})
         buffer.low = low
         buffer.reach(low)
         with translating(buffer.topic):
@@ -345,11 +346,7 @@ class Reader:
         if now < self._asked + LOST_EVERY_S:
             return
         assert self._admin is not None
-        with translating(self._topic):
-            ends = ends_of_log(self._admin, [TopicPartition(*part.buffer.place) for part in absent])
-        for (buffer, span), end in zip(absent, ends, strict=True):
-            if end < span.end:
-                raise truncated(buffer, end, span.end)
+        verify_ends(self._settings, self._admin, {part.buffer.place: part.span.end for part in absent})
         self._asked = time.monotonic()
 
     def _check_current(self, now: float) -> None:
@@ -357,12 +354,11 @@ class Reader:
         if now < self._asked + CURRENT_EVERY_S:
             return
         assert self._consumer is not None
+        assert self._admin is not None
         _, end = extent(self._consumer, TopicPartition(self._topic, 0))
         if end < self._reached:
-            detail = f"it ends at offset {end}, and was read up to {self._reached}"
-            raise CdcError("CDC-KAFKA-203", detail, where=self._topic)
+            verify_ends(self._settings, self._admin, {(self._topic, 0): self._reached})
         if now >= self._verified + VERIFY_EVERY_S:
-            assert self._admin is not None
             verify_ids(self._admin, [topic for topic in self._topics.values() if (topic.name, 0) in self._buffers])
             self._verified = time.monotonic()
         self._asked = time.monotonic()

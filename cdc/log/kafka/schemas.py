@@ -13,7 +13,7 @@ from cdc.avro import canonical, schema_hash
 from cdc.errors import CdcError
 from cdc.log import Json
 from cdc.log.kafka.client import KafkaSettings, producer
-from cdc.log.kafka.partition import Partition, send
+from cdc.log.kafka.partition import Partition, believed, send
 
 _ID_MASK = 0x7FFFFFFF  # ids are 31 bits
 
@@ -69,12 +69,15 @@ class Schemas:
     def schema(self, schema_id: int) -> Json:
         """Raises CDC-LOG-402 for an unknown id."""
         if schema_id not in self._bodies:
-            self._catch_up()
-            if schema_id not in self._bodies:
-                raise CdcError("CDC-LOG-402", f"schema {schema_id}", where=self._partition.topic)
+            believed(lambda: self._find(schema_id))
         if schema_id not in self._parsed:
             self._parsed[schema_id] = json.loads(self._bodies[schema_id])
         return self._parsed[schema_id]
+
+    def _find(self, schema_id: int) -> None:
+        self._catch_up()
+        if schema_id not in self._bodies:
+            raise CdcError("CDC-LOG-402", f"schema {schema_id}", where=self._partition.topic)
 
     def subjects(self) -> dict[str, list[int]]:
         """The ids of each subject's versions, in order."""

@@ -16,7 +16,7 @@ from cdc.errors import CdcError, Unavailable
 from cdc.log import Checkpoint, Intent, Mark, TableState
 from cdc.log.checkpoint import Chain
 from cdc.log.kafka.client import KafkaSettings
-from cdc.log.kafka.partition import Partition, offset_of
+from cdc.log.kafka.partition import Partition, believed, offset_of
 from cdc.log.kafka.records import BASE, CHECKPOINT, Birth, Intended, Record, State, Topic, from_record
 from cdc.table import TableId
 
@@ -116,6 +116,9 @@ class Story:
     # -------------------------------------------------------------------------------------------------------- a checkpoint
     def at(self, mark: Mark) -> Place:
         """The log as of `mark`. Raises R3 when that is not a checkpoint of this log that can be continued."""
+        return believed(lambda: self._at(mark))
+
+    def _at(self, mark: Mark) -> Place:
         begin, end, _ = self._settled(SETTLE_S)
         birth = self._born(begin, end)
         if birth is None:
@@ -126,6 +129,7 @@ class Story:
             return Place(Chain(birth.id, dense=False), {}, 0)
         found = self._find(mark.number, end)
         if found is None:
+            self.close()  # so that others are asked: of the end, this client knows one broker
             detail = f"it is at checkpoint {mark.number}, the log ends before it"
             raise CdcError("CDC-LOG-107", detail, where=self._topic)
         if found.checkpoint.id != mark.id:
@@ -156,6 +160,10 @@ class Story:
                 if found.checkpoint.number >= number:
                     return found if found.checkpoint.number == number else None
         return None
+
+    def goes_on(self, begin: int, end: int) -> bool:
+        """Whether anything is committed from `begin` on, before `end`, which must be stable."""
+        return next(self._partition.read(begin, end), None) is not None
 
     def backwards(self) -> Iterator[Checkpoint]:
         """All checkpoints, the newest first."""

@@ -30,7 +30,7 @@ from cdc.log.kafka.client import (
     group_of,
     translating,
 )
-from cdc.log.kafka.partition import ends_of_log, take
+from cdc.log.kafka.partition import believed, ends_of_log, take, verify_ends
 from cdc.log.kafka.records import Topic
 from cdc.source import Finding
 from cdc.table import TableId
@@ -81,6 +81,10 @@ def present(settings: KafkaSettings, names: Collection[str]) -> list[str]:
 def verify_ids(client: AdminClient, topics: Iterable[Topic]) -> None:
     """These are there, and the same as ever. Raises CDC-KAFKA-201, -202, -205."""
     known = {topic.name: topic for topic in topics}
+    believed(lambda: _verify_ids(client, known))
+
+
+def _verify_ids(client: AdminClient, known: Mapping[str, Topic]) -> None:
     found = described(client, known, "topics")
     for name, topic in known.items():
         there = found.get(name)
@@ -264,14 +268,12 @@ class Topics:
         """The data topics are what the log says, and hold at least what it has written. Raises CDC-KAFKA-201 to -205."""
         verify_ids(self.client, topics)
         self._verify_settings([topic.name for topic in topics])
-        places = [TopicPartition(topic.name, n) for topic in topics for n in range(topic.partitions)]
-        needed = [end for topic in topics for end in ends.get(topic.table, (0,) * topic.partitions)]
-        with translating(self._settings.bootstrap):
-            there = ends_of_log(self.client, places) if places else []
-        for place, end, found in zip(places, needed, there, strict=True):
-            if found < end:
-                detail = f"partition {place.partition} ends at {found}, the log has written up to {end}"
-                raise CdcError("CDC-KAFKA-203", detail, where=place.topic)
+        needed = {
+            (topic.name, partition): end
+            for topic in topics
+            for partition, end in enumerate(ends.get(topic.table, (0,) * topic.partitions))
+        }
+        verify_ends(self._settings, self.client, needed)
 
     def _verify_settings(self, names: Collection[str]) -> None:
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]

@@ -16,6 +16,7 @@ from cdc.errors import CdcError, Superseded, Unavailable
 from cdc.log import Checkpoint, Draft, Intent, LogState, Mark, Span, Spans
 from cdc.log.checkpoint import random_id
 from cdc.log.kafka.client import TIMEOUT_S, KafkaSettings, error_of, group_of, producer, translating
+from cdc.log.kafka.partition import believed
 from cdc.log.kafka.partitioner import divided
 from cdc.log.kafka.records import BASE, Birth, Intended, Record, State, Topic, to_record
 from cdc.log.kafka.story import Ended, Story
@@ -89,9 +90,10 @@ class Writer:
         self._topic, self._timeout_s = checkpoints_topic(pipeline), settings.transaction_timeout_s
         self._made = topics
         self._fresh, self._void = True, False  # nothing appended yet; a change failed
+        self._sure = False  # the end that was read has proved to be the end
         topics.verify_own(birth.topics)
         self._producer = transactional(settings, pipeline)
-        ended = self._end(birth.id)
+        ended = believed(lambda: self._end(birth.id))
         self._chain, self._topics = ended.chain, ended.topics
         topics.verify(ended.topics.values(), ended.chain.ends)
         self._next, self._base, self._story_bytes = ended.next_offset, ended.base_offset, ended.bytes_since_base
@@ -200,6 +202,7 @@ class Writer:
         self._producer.begin_transaction()
         sent = [self._tell(topic) for topic in new]
         self._flush()
+        self._offset(sent[0])
         self._commit(sent[-1])
 
     def _is_keyless(self, table: TableId, begun: Mapping[TableId, bool]) -> bool:
@@ -275,7 +278,20 @@ class Writer:
         return report
 
     def _offset(self, sent: _Sent) -> int:
-        return self._span(self._topic, sent, self._next).begin
+        """Where this record of the story is. The first that a writer asks about is the first that it wrote."""
+        offset = self._span(self._topic, sent, self._next).begin
+        if not self._sure:
+            self._check_end(offset)
+        self._sure = True
+        return offset
+
+    def _check_end(self, offset: int) -> None:
+        """Nobody else writes since the takeover. So what we write first follows what we read, but for control records; or we asked a
+        broker that was frozen or cut off, and did not know that it led no more: then there are checkpoints that we have not read."""
+        with Story(self._settings, self._pipeline) as story:
+            if story.goes_on(self._next, offset):
+                detail = f"its end was read at offset {self._next}, and there is more before {offset}"
+                raise Unavailable("CDC-KAFKA-101", detail, where=self._topic)
 
     def _flush(self) -> None:
         if self._producer.flush(self._timeout_s):
