@@ -7,9 +7,11 @@ extensions but for those whose binary form is text.
 
 from __future__ import annotations
 
+import math
 import re
 from binascii import hexlify
 from collections.abc import Mapping
+from decimal import Decimal
 from struct import Struct, unpack_from
 
 from cdc.avro import INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN
@@ -33,6 +35,8 @@ def _integer(code: str) -> Printer:
 def _float(number: float) -> bytes:
     """The fewest digits that read back the same, as the server spells them: with an exponent from 1e+15 on, and below 1e-04."""
     text = repr(number)
+    if abs(number) >= 2**53 and math.isfinite(number):
+        text = _between_neighbours(number, text)
     if text in ("nan", "inf", "-inf"):
         return {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}[text]
     if "e" not in text:
@@ -43,6 +47,19 @@ def _float(number: float) -> bytes:
             short = f"{whole}{fraction}".rstrip("0")
             text = f"{sign}{short[0]}{'.' if len(short) > 1 else ''}{short[1:]}e+15"
     return text.encode()
+
+
+def _between_neighbours(number: float, text: str) -> str:
+    """`text`, or more digits where it is just halfway to a neighbour: Python reads that by the even bit, the server does not write it.
+    Below 2^53 no such half has so few digits."""
+    exact, digits = int(number), len(text.partition("e")[0].lstrip("-").replace(".", ""))
+    while digits < 17:
+        written = int(Decimal(text))
+        neighbour = math.nextafter(number, math.copysign(math.inf, written - exact))
+        if written == exact or math.isinf(neighbour) or written * 2 != exact + int(neighbour):
+            break
+        text, digits = f"{number:.{digits}e}", digits + 1
+    return text
 
 
 def _floats(data: bytes, at: int, count: int) -> list[bytes]:

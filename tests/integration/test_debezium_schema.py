@@ -243,7 +243,9 @@ def without_ours(schema: Schema) -> Schema:
         if kept.get("logicalType") == OUR_LOGICAL.get(kept.get("connect.name", ""), ""):
             del kept["logicalType"]
         if "fields" in kept:
-            kept["fields"] = [field for field in kept["fields"] if field["name"] not in ("unchanged", "moved", "epoch", "shapes")]
+            kept["fields"] = [
+                field for field in kept["fields"] if field["name"] not in ("unchanged", "moved", "epoch", "shapes")
+            ]
         return kept
 
     return plain(schema)
