@@ -1,6 +1,6 @@
 """Catalogue entries CDC-PG-nnn; see the package's docstring.
 
-100–109 connection and rights · 110–119 the server · 120–129 slot and position · 130–143 tables and publications ·
+100–109 connection and rights · 110–119 the server · 120–129 slot and position · 130–149 tables, publications, standbys ·
 150–159 the stream's bytes · 160–169 changes of tables while they are captured · 199 whatever the server refuses besides.
 """
 
@@ -53,7 +53,8 @@ pg_hba.conf, TLS that it demands, or no connection left.",
     ),
     "CDC-PG-113": Entry(
         "the server is in recovery",
-        "Capture reads the primary: on a standby the rule that makes loads exact does not hold.",
+        "Capture reads the primary: on a standby the rule that makes loads exact does not hold. Where the URL led to the primary \
+before, or asks for one by target_session_attrs, capture takes this for a failover under way and tries again by itself.",
         "Point the source's URL at the primary; target_session_attrs=read-write in the URL finds it among several hosts.",
     ),
     "CDC-PG-114": Entry(
@@ -91,7 +92,8 @@ and the load begins anew. The expected size is by the planner's figures, which A
     ),
     "CDC-PG-120": Entry(
         "the replication slot is gone",
-        "The log has a position, but the slot that would resume from it no longer exists: changes since then cannot be read again.",
+        "The log has a position, but the slot that would resume from it no longer exists: it was dropped, or the server was promoted \
+or restored without it. Changes since then cannot be read again.",
         _NEW_EPOCH,
     ),
     "CDC-PG-121": Entry(
@@ -109,7 +111,7 @@ that it did not make.",
     "CDC-PG-123": Entry(
         "the server has given up the slot",
         "The slot fell further behind than the server allows (max_slot_wal_keep_size, idle_replication_slot_timeout), so the server \
-removed what it needed.",
+removed what it needed; or pg_resetwal threw the server's log away.",
         _NEW_EPOCH,
     ),
     "CDC-PG-124": Entry(
@@ -119,7 +121,8 @@ removed what it needed.",
     ),
     "CDC-PG-125": Entry(
         "the server's history has branched",
-        "The server was promoted or restored since the log's position: transactions that are in the log may not exist in it.",
+        "The server was promoted or restored, and its history does not hold all that was captured: transactions that are in the log do \
+not exist in it. A promoted standby that has everything, the slot included, is gone on with by itself.",
         _NEW_EPOCH,
     ),
     "CDC-PG-126": Entry(
@@ -210,6 +213,14 @@ publication as it was at the time of each change.",
         "To put a table into a publication the server takes a lock on it, which a long VACUUM, CREATE INDEX CONCURRENTLY or a schema \
 change holds back. Capture does not wait for it: the stream would.",
         "Wait, or end the sessions that the message names. Capture tries again by itself.",
+        EXIT_UNAVAILABLE,
+    ),
+    "CDC-PG-149": Entry(
+        "a standby does not confirm",
+        "Rows are captured only when every standby in synchronized_standby_slots has them, so that a promoted one lacks nothing that \
+was captured. The server holds back the stream for the same reason.",
+        "Start the standby that the message names. If it is gone for good, take its slot out of synchronized_standby_slots with ALTER \
+SYSTEM SET, then SELECT pg_reload_conf(). Capture tries again by itself.",
         EXIT_UNAVAILABLE,
     ),
     "CDC-PG-150": Entry(

@@ -6,6 +6,7 @@ LSN is ever a position: those are neither monotonic nor unique.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -33,11 +34,18 @@ class Open(NamedTuple):
     ordinal: int
 
 
+class Reach(NamedTuple):
+    """Rows that were read ahead of the stream: they stem from before `lsn`, and the mark behind them comes before it, too."""
+
+    lsn: int
+    mark: str
+
+
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
     """`lsn` is the end of the last complete transaction, or the start point. `commit_lsn`, `xid` and `commit_us` name that
     transaction, so that it can be found again and compared (rule R5); None before the first one. `unseen` holds delivered xids
-    that no snapshot of ours has seen visible yet (protocol C2)."""
+    that no snapshot of ours has seen visible yet (protocol C2). `reach` is there while the mark behind chunks has not come back."""
 
     system_id: str
     timeline: int
@@ -48,11 +56,22 @@ class StreamPosition:
     commit_us: int | None = None
     open: Open | None = None
     unseen: tuple[int, ...] = ()
+    reach: Reach | None = None
+
+    @property
+    def farthest(self) -> int:
+        """A history that ends before this LSN lacks something that the log has: an open transaction's commit record among it."""
+        return max(self.lsn, self.open.commit_lsn + 1 if self.open else 0, self.reach.lsn if self.reach else 0)
 
     @property
     def confirmable(self) -> int:
         """What the slot may forget: everything before the last complete transaction, which is sent again to be compared."""
         return self.lsn if self.commit_lsn is None else self.commit_lsn
+
+    def after(self, lsn: int, commit_lsn: int, xid: int, commit_us: int, marks: Iterable[str]) -> StreamPosition:
+        """Behind the transaction that ends at `lsn` and held these marks."""
+        reach = None if self.reach and self.reach.mark in marks else self.reach
+        return replace(self, lsn=lsn, commit_lsn=commit_lsn, xid=xid, commit_us=commit_us, open=None, reach=reach)
 
     def pruned(self, snapshot: Snapshot) -> StreamPosition:
         """Without the transactions that `snapshot` sees."""
@@ -71,11 +90,12 @@ class StreamPosition:
             "commit_us": self.commit_us,
             "open": self.open and {"commit_lsn": lsn_text(self.open.commit_lsn), "ordinal": self.open.ordinal},
             "unseen": list(self.unseen),
+            "reach": self.reach and {"lsn": lsn_text(self.reach.lsn), "mark": self.reach.mark},
         }
 
     @classmethod
     def from_json(cls, data: Json) -> StreamPosition:
-        commit, inside = data["commit_lsn"], data["open"]
+        commit, inside, reach = data["commit_lsn"], data["open"], data["reach"]
         return cls(
             data["system_id"],
             data["timeline"],
@@ -86,6 +106,7 @@ class StreamPosition:
             data["commit_us"],
             inside and Open(lsn_int(inside["commit_lsn"]), inside["ordinal"]),
             tuple(data["unseen"]),
+            reach and Reach(lsn_int(reach["lsn"]), reach["mark"]),
         )
 
     def __str__(self) -> str:

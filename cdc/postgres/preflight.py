@@ -7,10 +7,11 @@ for `cdc check`, at every start and at every reconnect.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from cdc.catalogue.postgres import ENTRIES
+from cdc.errors import EXIT_UNAVAILABLE, CdcError, Unavailable, entry
 from cdc.postgres import blockers, facts, slot, sql
 from cdc.postgres.facts import Table
 from cdc.postgres.session import Session
@@ -276,3 +277,12 @@ def _old_transactions(session: Session, _plan: Plan) -> Iterator[Finding]:
     for named in blockers.running(session, older_than=OLD_TRANSACTION):
         statement = named.rpartition(", which ")[2].removesuffix(" ends")
         yield warning("CDC-PG-141", f"open for more than {OLD_TRANSACTION}: {named}", "", statement)
+
+
+def demand(findings: Iterable[Finding], passing: Sequence[str] = ()) -> None:
+    """Raise the first error among them; one that passes by itself, or is one of `passing`, as such."""
+    for finding in findings:
+        if finding.severity == "error":
+            passes = finding.code in passing or entry(finding.code).exit_code == EXIT_UNAVAILABLE
+            kind = Unavailable if passes else CdcError
+            raise kind(finding.code, finding.detail, where=finding.where or None, remedy=finding.remedy)

@@ -287,14 +287,10 @@ class Reader:
             return
         if inside.ordinal < inside.skip:
             self._other_history(f"the open transaction has {inside.ordinal} events, {inside.skip} are stored")
-        self.position = replace(
-            at,
-            lsn=commit.end_lsn,
-            commit_lsn=commit.commit_lsn,
-            xid=inside.xid,
-            commit_us=commit.commit_us,
-            open=None,
-        )
+        behind = at.after(commit.end_lsn, commit.commit_lsn, inside.xid, commit.commit_us, inside.marks)
+        if behind.reach and commit.commit_lsn >= behind.reach.lsn:
+            self._other_history(f"the mark before {lsn_text(behind.reach.lsn)} is not there")
+        self.position = behind
         run, commit_ms = self._run, commit.commit_us // 1000
         first, last = run.commit_ms or (commit_ms, commit_ms)
         run.commit_ms = min(first, commit_ms), max(last, commit_ms)

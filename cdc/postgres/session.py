@@ -51,7 +51,8 @@ SETTINGS: Mapping[str, str] = {
 # URLs that a server has let this process in with. No connection left, a pg_hba.conf being edited: such refusals pass.
 _accepted: set[str] = set()
 
-_AWAY_CLASSES = ("08", "53", "57P", "58")  # connection, resources, operator intervention, the server's own I/O
+# Connection, resources, operator intervention, the server's own I/O; not a file that is missing (58P01): that stays so.
+_AWAY_CLASSES = ("08", "53", "57P", "58000", "58030")
 
 
 # An internal error. While a slot is made or a change decoded, it comes of a catalog that changes at the same moment ("could not map
@@ -266,8 +267,22 @@ def _one_line(text: str) -> str:
 def _no_connection(pg: pq.abc.PGconn, target: bytes, *, again: bool) -> CdcError:
     """libpq keeps no SQLSTATE of a refused connection, so the server is asked a second time whether it takes any at all."""
     message = _one_line(pg.error_message.decode(errors="replace"))
+    if wanted := _without_a_primary(target):
+        return Unavailable("CDC-PG-113", f"no host of the URL is {wanted} now: {message}")
     if pg.needs_password:
         return CdcError("CDC-PG-102", "the server asks for a password and the URL has none")
     if pq.PGconn.ping(target) == pq.Ping.OK:
         return (Unavailable if again else CdcError)("CDC-PG-102", message)
     return Unavailable("CDC-PG-101", message)
+
+
+def _without_a_primary(target: bytes) -> str | None:
+    """The kind of server that the URL asks for, when there are servers and none of this kind."""
+    asked = {name: value for name, value in conninfo_to_dict(target.decode()).items() if value is not None}
+    wanted = str(asked.get("target_session_attrs", "any"))
+    if wanted == "any":
+        return None
+    any_server = pq.PGconn.connect(make_conninfo("", **{**asked, "target_session_attrs": "any"}).encode())
+    reached = any_server.status == pq.ConnStatus.OK
+    any_server.finish()
+    return wanted if reached else None

@@ -1,7 +1,7 @@
-"""Publications and the replication slot: made once, found again, compared (protocols C7, D5, D6, G).
+"""Publications and the replication slot: made once, found again (protocols C7, D6, G). `history` compares it with the log.
 
-The invariant: a slot is never used unless it can still send everything after our position, from the same server, database and
-history; and publications come before the slot, so that no change of a published table is missing from it.
+The invariant: a slot is never used unless capture made it and the server still keeps it; and publications come before the slot,
+so that no change of a published table is missing from it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from cdc.errors import CdcError, Unavailable
 from cdc.postgres import blockers, sql
 from cdc.postgres.facts import Table
-from cdc.postgres.position import Snapshot, StreamPosition, lsn_int, lsn_text
+from cdc.postgres.position import Snapshot, lsn_int
 from cdc.postgres.session import IDLE_S, INTERNAL, Session, SqlFailed
 from cdc.table import TableId
 
@@ -45,19 +45,6 @@ def of_any_epoch(session: Session, name: str) -> list[str]:
         for slot in found
         if slot == name or ((n := re.match(r"e(\d+)_", slot)) and slot == of_epoch(name, int(n[1])))
     )
-
-
-class Identity(NamedTuple):
-    """IDENTIFY_SYSTEM's answer."""
-
-    system_id: str
-    timeline: int
-
-
-def identify(session: Session) -> Identity:
-    """The identity of the server behind a replication session."""
-    row = session.run("IDENTIFY_SYSTEM", doing="IDENTIFY_SYSTEM")[0]
-    return Identity(row[0] or "", int(row[1] or 0))
 
 
 # ---------------------------------------------------------------------------------------------------------- publications
@@ -188,13 +175,15 @@ def find(session: Session, name: str) -> Slot | None:
 
 
 def create(replication: Session, control: Session, name: str) -> int:
-    """Make the slot; the LSN where it starts. Transactions that are running keep it waiting, up to SLOT_WAIT_S."""
+    """Make the slot; the LSN where it starts. Transactions that are running keep it waiting, up to SLOT_WAIT_S. From 17 on standbys
+    can take it over: where there is none, that costs nothing."""
     replication.settings({"lock_timeout": f"{int(SLOT_WAIT_S * 1000)}"})
     said, idle = blockers.Said(), replication.idle
     replication.idle = lambda: said.waits(f"the slot {name}", lambda: "; ".join(blockers.running(control)))
+    options = "NOEXPORT_SNAPSHOT" if control.server_version < 170000 else "(SNAPSHOT 'nothing', FAILOVER true)"
     try:
         rows = replication.run(
-            f"CREATE_REPLICATION_SLOT {sql.ident(name)} LOGICAL pgoutput NOEXPORT_SNAPSHOT",
+            f"CREATE_REPLICATION_SLOT {sql.ident(name)} LOGICAL pgoutput {options}",
             doing=f"making the slot {name}",
         )
     except SqlFailed as error:
@@ -228,50 +217,28 @@ def usable(control: Session, name: str) -> Slot:
     return slot
 
 
-def verify(control: Session, identity: Identity, position: StreamPosition) -> Slot:
-    """Protocol D5: may the stream go on from `position`? Raises the R3 error that says why not."""
-    if identity.system_id != position.system_id:
-        detail = f"the server is system {identity.system_id}, the position belongs to {position.system_id}"
-        raise CdcError("CDC-PG-124", detail, where=str(position))
-    if identity.timeline != position.timeline:
-        detail = f"the server is on timeline {identity.timeline}, the position is of timeline {position.timeline}"
-        raise CdcError("CDC-PG-125", detail, where=str(position))
-    slot = usable(control, position.slot)
-    if slot.confirmed > position.confirmable:
-        detail = f"the slot has forgotten everything before {lsn_text(slot.confirmed)}, the log goes to {position}"
-        raise CdcError("CDC-PG-126", detail, where=position.slot)
-    head = lsn_int(control.run("SELECT pg_catalog.pg_current_wal_flush_lsn()")[0][0] or "")
-    if position.lsn > head:
-        raise CdcError(
-            "CDC-PG-127", f"the server's WAL ends at {lsn_text(head)}, before our position", where=str(position)
-        )
-    return slot
-
-
-def wait_free(control: Session, slot: Slot, application: str) -> None:
+def wait_free(control: Session, name: str, application: str) -> None:
     """Wait for a killed predecessor's walsender to go; end it when its client has long been silent. Raises Unavailable when
     the slot stays in use."""
     until = time.monotonic() + PREDECESSOR_WAIT_S
-    while slot.active_pid is not None:
+    while (slot := find(control, name)) and slot.active_pid is not None:
         rows = control.run(
             f"""SELECT application_name, coalesce(host(client_addr), 'local'),
                        coalesce(reply_time < now() - interval '{SILENT_S} s', false)
                 FROM pg_catalog.pg_stat_replication WHERE pid = $1""",
             [slot.active_pid],
         )
-        name, client, silent = rows[0] if rows else (None, None, "f")
-        if name == application and silent == "t":
+        user, client, silent = rows[0] if rows else (None, None, "f")
+        if user == application and silent == "t":
             control.run(
                 "SELECT pg_catalog.pg_terminate_backend($1)", [slot.active_pid], doing="ending a dead walsender"
             )
-        if (name is not None and name != application) or time.monotonic() > until:
-            detail = f"the slot {slot.name} is in use by pid {slot.active_pid} ({name or 'unknown'} from {client or 'unknown'})"
-            raise Unavailable("CDC-PG-128", detail, where=slot.name)
+        if (user is not None and user != application) or time.monotonic() > until:
+            detail = (
+                f"the slot {name} is in use by pid {slot.active_pid} ({user or 'unknown'} from {client or 'unknown'})"
+            )
+            raise Unavailable("CDC-PG-128", detail, where=name)
         control.pause(min(IDLE_S, 0.1))
-        found = find(control, slot.name)
-        if found is None:
-            return
-        slot = found
 
 
 def drop(control: Session, name: str) -> bool:

@@ -9,19 +9,19 @@ before it, so that it is found again and compared at the next start (R5).
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from cdc.errors import EXIT_UNAVAILABLE, CdcError, Unavailable, entry
-from cdc.postgres import facts, preflight, retention, slot, sql, watch
+from cdc.errors import CdcError, Unavailable
+from cdc.postgres import facts, history, marks, preflight, retention, slot, sql, watch
 from cdc.postgres.chunks import Chunks, ReadLimits
 from cdc.postgres.envelope import Origin
 from cdc.postgres.facts import Table
 from cdc.postgres.messages import Messages
-from cdc.postgres.position import Snapshot, StreamPosition, lsn_int, lsn_text
+from cdc.postgres.position import Reach, Snapshot, StreamPosition, lsn_int, lsn_text
 from cdc.postgres.printed import is_carried
 from cdc.postgres.reader import Reader
 from cdc.postgres.relations import NotBinary, Register, Relations, typed
@@ -37,6 +37,9 @@ from cdc.table import TableId
 Json = Any
 
 UNSEEN_MAX = 32  # more delivered transactions than this are looked up at once, so that positions stay small
+
+# URLs that led this process to a primary. A standby behind one of them is about to be promoted, or the name about to move.
+_led_to_a_primary: set[str] = set()
 
 
 class PostgresSource:
@@ -69,6 +72,7 @@ class PostgresSource:
         self._heartbeat_s, self._decoding_memory, self._read_limits = heartbeat_s, decoding_memory, read_limits
         self._application = f"penstock:{pipeline}"
         self._control: Session | None = None
+        self._started = ""  # when the server behind the control session was
         self._reader: Reader | None = None
         self._relations: Relations
         self._origin: Origin
@@ -79,6 +83,7 @@ class PostgresSource:
         self._watch: Watch
         self._next_heartbeat = self._next_look = 0.0
         self._confirmed = 0
+        self._reach: Reach | None = None
 
     # ---------------------------------------------------------------------------------------------------------- preflight
     def check(self) -> list[Finding]:
@@ -106,7 +111,7 @@ class PostgresSource:
 
     def start(self, intent: Json, resume: bool) -> Json:
         control, name = self._controlled(), str(intent["slot"])
-        _demand(self._findings(name))
+        preflight.demand(self._findings(name))
         tables = [table for table in self._selected(control) if table.persistence == "p"]
         found = slot.find(control, name)
         if found is not None and not resume:
@@ -115,7 +120,7 @@ class PostgresSource:
         published = facts.by_name(control, self._publications, [table.id for table in tables])
         replication = self._connect(replication=True)
         try:
-            identity = slot.identify(replication)
+            identity = history.identify(replication)
             # Adopting: nothing was stored and no row was read, so where the slot stands is as good a beginning as any.
             lsn = slot.usable(control, name).confirmed if found else slot.create(replication, control, name)
         finally:
@@ -128,16 +133,13 @@ class PostgresSource:
         self.close()
         position, cut = StreamPosition.from_json(at), StreamPosition.from_json(confirmed)
         # What concerns one table alone is looked at with it: the others go on.
-        _demand(finding for finding in self._findings(position.slot) if finding.code not in watch.OF_A_TABLE)
+        found = (finding for finding in self._findings(position.slot) if finding.code not in watch.OF_A_TABLE)
+        preflight.demand(found, passing=("CDC-PG-113",) if self._url in _led_to_a_primary else ())
+        _led_to_a_primary.add(self._url)
         control, replication = self._controlled(), self._connect(replication=True)
-        found = slot.verify(control, slot.identify(replication), position)
-        if found.confirmed > cut.confirmable:
-            detail = (
-                f"the slot has forgotten everything before {lsn_text(found.confirmed)}, the log's last cut is {cut}"
-            )
-            raise CdcError("CDC-PG-126", detail, where=position.slot)
-        slot.wait_free(control, found, self._application)
         self._confirmed = cut.confirmable
+        position = history.verify(control, replication, position, self._confirmed)
+        slot.wait_free(control, position.slot, self._application)
         database = control.run("SELECT current_database()")[0][0] or ""
         self._origin = Origin(self._pipeline, database, epoch, version("penstock"))
         self._relations = Relations(control, self._pipeline, self._register, self._publications, self._insert_only)
@@ -169,7 +171,7 @@ class PostgresSource:
             self._messages,
             self._origin,
             binary=binary,
-            mark_prefix=f"penstock.mark.{self._pipeline}",
+            mark_prefix=marks.prefix(self._pipeline),
             xid_near=slot.snapshot(control).xmax,
             watch=self._watch,
         )
@@ -210,7 +212,8 @@ class PostgresSource:
         """A column without an exact form came up: the same stream from the same place, as text."""
         self._opened().stream.close()
         control, replication = self._controlled(), self._connect(replication=True)
-        slot.wait_free(control, slot.verify(control, slot.identify(replication), at), self._application)
+        at = history.verify(control, replication, at, self._confirmed)
+        slot.wait_free(control, at.slot, self._application)
         self._stream(replication, at, sequence, binary=False)
 
     def _heartbeat(self, reader: Reader) -> None:
@@ -253,14 +256,10 @@ class PostgresSource:
         return Look(seen.altered, seen.facts, found, list(refused.values()))
 
     def mark(self) -> str:
-        control, name = self._control, secrets.token_hex(8)
-        if control is None:
+        if self._control is None:
             raise Unavailable("CDC-PG-101", "the session that marks was lost")
-        control.run(
-            f"SELECT pg_catalog.pg_logical_emit_message(true, {sql.literal(f'penstock.mark.{self._pipeline}')}, '{name}')",
-            doing="committing a mark",
-        )
-        return name
+        self._reach = marks.commit(self._control, self._pipeline)
+        return self._reach.mark
 
     def confirm(self, at: Json) -> None:
         reader, position = self._opened(), StreamPosition.from_json(at)
@@ -319,7 +318,9 @@ class PostgresSource:
         if chunks is None or chunks.last_snapshot is None:
             return at
         reader.prune(chunks.last_snapshot)
-        return StreamPosition.from_json(at).pruned(chunks.last_snapshot).to_json()
+        reader.position = replace(reader.position, reach=self._reach)
+        stored = StreamPosition.from_json(at).pruned(chunks.last_snapshot)
+        return replace(stored, timeline=reader.position.timeline, reach=self._reach).to_json()
 
     # ---------------------------------------------------------------------------------------------------------------- rest
     def status(self) -> Mapping[str, Json]:
@@ -360,12 +361,16 @@ class PostgresSource:
             self._reader.stream.beat()
 
     def _connect(self, *, replication: bool = False) -> Session:
-        return Session(self._url, self._application, replication=replication)
+        """A session beside the control session, with the same server (C5)."""
+        session = Session(self._url, self._application, replication=replication)
+        history.same_server(session, self._started)
+        return session
 
     def _controlled(self) -> Session:
         """The control session. Before `open` it is made when it is needed; a lost one is never replaced after that (C1)."""
         if self._control is None or (self._reader is None and not self._control.alive):
-            self._control = self._connect()
+            self._control = Session(self._url, self._application)
+            self._started = history.started(self._control)
         return self._control
 
     def _selected(self, control: Session) -> list[Table]:
@@ -389,11 +394,3 @@ def _not_in_the_log(name: str) -> CdcError:
     )
     detail = f"the slot {name} exists at the source, and the log has no position in it: it is new, or was lost"
     return CdcError("CDC-PG-121", detail, where=name, remedy=remedy)
-
-
-def _demand(findings: Iterable[Finding]) -> None:
-    """Raise the first error among them; one that passes by itself as such."""
-    for finding in findings:
-        if finding.severity == "error":
-            kind = Unavailable if entry(finding.code).exit_code == EXIT_UNAVAILABLE else CdcError
-            raise kind(finding.code, finding.detail, where=finding.where or None, remedy=finding.remedy)

@@ -23,7 +23,8 @@ _KEEPALIVE = struct.Struct(">xqqB")
 PG_EPOCH_US = 946_684_800_000_000
 _NO_LSN = 0
 BEAT_S = 5.0
-_UNDEFINED_OBJECT = "42704"  # the one object that a stream names is its publication
+# By SQLSTATE: the one object that a stream names is its publication, the one file that it reads is a segment of the server's log.
+_STOPS = {"42704": "CDC-PG-142", "58P01": "CDC-PG-123"}
 
 
 class Stream:
@@ -86,8 +87,8 @@ class Stream:
         try:
             self.session.raise_pending("streaming")
         except SqlFailed as error:
-            if error.sqlstate == _UNDEFINED_OBJECT:
-                raise CdcError("CDC-PG-142", error.detail) from None
+            if error.sqlstate in _STOPS:
+                raise CdcError(_STOPS[error.sqlstate], error.detail) from None
             if error.sqlstate == INTERNAL:
                 raise Unavailable("CDC-PG-101", error.detail) from None
             raise

@@ -26,6 +26,7 @@ import pytest
 from cdc.errors import Unavailable
 from cdc.log import Checkpoint, Mark
 from cdc.postgres.position import Snapshot, StreamPosition
+from cdc.postgres.session import Session
 from cdc.postgres.source import PostgresSource
 from cdc.source import Chunk
 from sinks.postgres import sink as sinks
@@ -188,7 +189,7 @@ def _marking_anew(patch: pytest.MonkeyPatch) -> None:
     mark = PostgresSource.mark
 
     def marking(source: PostgresSource) -> str:
-        source._control = source._connect()
+        source._control = Session(source._url, "a session that saw no crash")
         return mark(source)
 
     patch.setattr(PostgresSource, "mark", marking)

@@ -67,7 +67,15 @@ class Server:
 
     @contextmanager
     def database(self, name: str = "test") -> Iterator[Database]:
-        """A fresh database with an owner of its own. At the end its slots, sessions, prepared transactions and roles go with it.
+        """A fresh database with an owner of its own. At the end its slots, sessions, prepared transactions and roles go with it."""
+        database = self.make_database(name)
+        try:
+            yield database
+        finally:
+            database.drop()
+
+    def make_database(self, name: str = "test") -> Database:
+        """The same for a server that does not outlive the test: nothing is dropped.
 
         The real name is unique, and needs quoting; `name` only helps whoever looks at the server."""
         unique = secrets.token_hex(4)
@@ -77,10 +85,7 @@ class Server:
         self.execute(f"CREATE DATABASE {ident(real)} OWNER {ident(owner)} TEMPLATE template0")
         database = Database(self, real, owner, self.url(real, owner, password), self.url(real), unique)
         database.roles.append(owner)
-        try:
-            yield database
-        finally:
-            database.drop()
+        return database
 
 
 @dataclass(frozen=True)
