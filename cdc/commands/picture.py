@@ -193,7 +193,7 @@ def _source(config: Config, survey: Survey, problems: list[str]) -> tuple[Mappin
             mend = "commit them, roll them back, or: SELECT pg_terminate_backend(pid)"
             problems.append(f"{tables} can be loaded only when these end: {'; '.join(seen.waits)} → {mend}")
         if seen.locks:
-            problems.append(f"tables that load are locked by {'; '.join(seen.locks)}")
+            problems.append(f"tables cannot be read or looked at, since they are locked by {'; '.join(seen.locks)}")
     return found, seen
 
 

@@ -140,7 +140,7 @@ def shifted(base: Address, config: Config, role: str) -> Address:
 
 class Look(NamedTuple):
     """The source as status sees it. `head` and `done` are places in its log that compare: its end, and how far the log of ours
-    goes. `waits` says which transactions keep tables from being loaded, `locks` who holds locks on those that load."""
+    goes. `waits` says which transactions keep tables from being loaded, `locks` who keeps tables locked."""
 
     status: dict[str, Json]
     tables: list[TableId]
@@ -161,14 +161,14 @@ def look(config: Config, survey: Survey, *, closely: bool = True) -> Look:
             url, stream = config.source.url.reveal(), survey.last and survey.last.position.stream
             with closing(source(config, slot_name=stream["slot"] if stream else None)) as looking:
                 status = dict(looking.status())
-                tables = looking.tables() if closely else []
+            tables = glance.tables(url, config.tables) if closely else []
             head, done = glance.places(status, stream)
             status["lag_bytes"] = None if head is None or done is None else max(0, head - done)
             status["until_loss_s"] = until_loss_s(status)
             status["until_loss_min_s"] = config.source.until_loss_hours_min * 3600
             estimates = glance.row_estimates(url, {*tables, *survey.tables}) if closely else {}
             waits = glance.waits(url, waiting_for(survey)) if closely else []
-            locks = glance.locks(url, loading(survey)) if closely else []
+            locks = glance.locks(url, tables) if closely else []
             return Look(status, tables, estimates, head, done, waits, locks)
     raise _unknown(config.source.url)
 
@@ -182,11 +182,6 @@ def schemas(config: Config) -> list[TableSchema]:
             insert_only = [table for table, rule in config.rules.items() if rule.insert_only]
             return glance.schemas(config.source.url.reveal(), config.source.publication, config.tables, insert_only)
     raise _unknown(config.source.url)
-
-
-def loading(survey: Survey) -> list[TableId]:
-    """The tables whose existing rows are being read."""
-    return [TableId(*table) for table, _ in survey.last.position.load.get("loading", ())] if survey.last else []
 
 
 def waiting_for(survey: Survey) -> dict[TableId, list[int]]:

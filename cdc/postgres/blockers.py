@@ -49,9 +49,12 @@ def running(session: Session, xids: Iterable[int] | None = None, older_than: str
     return [row[1] or "" for row in rows if wanted is None or int(row[0] or 0) in wanted]
 
 
-def locking(session: Session, tables: Iterable[TableId], *, publishing: bool = False) -> list[str]:
+def locking(
+    session: Session, tables: Iterable[TableId], *, publishing: bool = False, older_than: str = "0 s"
+) -> list[str]:
     """Who holds a lock, or waits for one, that keeps these tables or their partitions from being read, or from being put into a
-    publication. Takes no lock itself, which pg_partition_tree would."""
+    publication; in a transaction that is older than an interval, or of hidden age. Takes no lock itself, which pg_partition_tree
+    would."""
     modes = ["AccessExclusiveLock", *(_AGAINST_PUBLISHING if publishing else ())]
     names = sql.text_array(sql.qualified(table) for table in tables)
     rows = session.run(
@@ -63,12 +66,13 @@ def locking(session: Session, tables: Iterable[TableId], *, publishing: bool = F
                 WHERE l.locktype = 'relation' AND l.mode = ANY ($2::text[])
                     AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
             SELECT {_SESSION} FROM pg_catalog.pg_stat_activity a WHERE a.pid IN (SELECT pid FROM kept)
+                AND coalesce(a.xact_start <= now() - $3::interval, true)
             UNION ALL
             SELECT {_PREPARED} FROM pg_catalog.pg_prepared_xacts p
             WHERE p.transaction::text IN (
                 SELECT l.transactionid::text FROM pg_catalog.pg_locks l JOIN kept USING (virtualtransaction)
                 WHERE kept.pid IS NULL AND l.pid IS NULL AND l.locktype = 'transactionid') ORDER BY 1""",
-        [names, sql.text_array(modes)],
+        [names, sql.text_array(modes), older_than],
         doing="looking for locks",
     )
     return [row[0] or "" for row in rows]

@@ -327,15 +327,29 @@ def _table(row: Json) -> Table:
     )
 
 
+_MEANT = "NOT c.relispartition AND n.nspname <> ALL ($2::text[]) AND n.nspname !~ '^pg_'"
+_NOT_MEANT = ("information_schema", "_cdc")
+
+
 def candidates(session: Session, publications: Iterable[str]) -> list[Table]:
     """Every table that a user could mean: ordinary and partition roots, permanent or unlogged; not leaves, which come under
     their root's name, nor the system's, nor the bookkeeping of a sink that writes to this same database."""
     return _select(
         session,
-        "NOT c.relispartition AND c.relpersistence <> 't' AND n.nspname <> ALL ($2::text[]) AND n.nspname !~ '^pg_'",
+        f"c.relpersistence <> 't' AND {_MEANT}",
         publications,
-        sql.text_array(["information_schema", "_cdc"]),
+        sql.text_array(_NOT_MEANT),
     )
+
+
+def names(session: Session) -> list[TableId]:
+    """The names of the permanent tables among the `candidates`. Takes no lock, so that it waits for nobody's."""
+    rows = session.run(
+        f"""SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'p') AND c.relpersistence = $1 AND {_MEANT}""",
+        ["p", sql.text_array(_NOT_MEANT)],
+    )
+    return [TableId(schema or "", name or "") for schema, name in rows]
 
 
 def by_oid(session: Session, publications: Iterable[str], oids: Iterable[int]) -> dict[int, Table]:

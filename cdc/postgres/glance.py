@@ -20,6 +20,7 @@ from cdc.table import TableId, TableSchema
 
 Json = Any
 APPLICATION = "penstock-status"
+LOCKED_FOR = "5 seconds"
 
 # A partition root has no rows of its own; -1 is a table that was never analysed. pg_partition_tree would wait for locks.
 _ESTIMATES = """
@@ -34,6 +35,12 @@ SELECT schema, name, sum(l.reltuples)::bigint
 FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.oid AND l.relkind <> 'p'
 WHERE l.reltuples >= 0 GROUP BY 1, 2
 """
+
+
+def tables(url: str, wanted: TableFilter) -> list[TableId]:
+    """The selected tables, those included that are locked just now."""
+    with closing(Session(url, APPLICATION)) as session:
+        return [table for table in facts.names(session) if wanted.matches(table)]
 
 
 def row_estimates(url: str, tables: Iterable[TableId]) -> dict[TableId, int]:
@@ -60,11 +67,11 @@ def waits(url: str, tables: Mapping[TableId, Sequence[int]]) -> list[str]:
 
 
 def locks(url: str, tables: Sequence[TableId]) -> list[str]:
-    """Who keeps these tables from being read, in words."""
+    """Who keeps these tables from being read, in words, and not only for a moment."""
     if not tables:
         return []
     with closing(Session(url, APPLICATION)) as session:
-        return blockers.locking(session, tables)
+        return blockers.locking(session, tables, older_than=LOCKED_FOR)
 
 
 def owners(url: str, publication: str, wanted: TableFilter) -> dict[TableId, str]:
