@@ -169,7 +169,9 @@ class Chunks:
         self.last_snapshot = snapshot
         return _Read(table, schema, codec, text, until_s)
 
-    def _settled(self, session: Session, spec: ChunkSpec, at: StreamPosition) -> tuple[str, float] | Unsettled | Restructured:
+    def _settled(
+        self, session: Session, spec: ChunkSpec, at: StreamPosition
+    ) -> tuple[str, float] | Unsettled | Restructured:
         """A transaction whose snapshot sees all that was delivered; the snapshot, and when it has to be over. It is taken anew for a
         moment, since on a busy synchronous server some delivered commit is nearly always still invisible."""
         only = "" if spec.facts["children"] else "ONLY "
