@@ -55,8 +55,8 @@ _accepted: set[str] = set()
 _AWAY_CLASSES = ("08", "53", "57P", "58000", "58030")
 
 
-# An internal error. While a slot is made or a change decoded, it comes of a catalog that changes at the same moment ("could not map
-# filenumber … to relation OID" beside a TRUNCATE) and passes; XX001 and XX002, damaged data, do not.
+# An internal error. In what we ask for it comes of a catalog that changes at the same moment ("could not map filenumber … to relation
+# OID" beside a TRUNCATE, "could not open relation with OID" beside a DROP) and passes; XX001 and XX002, damaged data, do not.
 INTERNAL = "XX000"
 
 
@@ -76,7 +76,7 @@ def broken(error: psycopg.Error) -> Unavailable:
 def failure(sqlstate: str, doing: str, message: str) -> CdcError:
     """The error for an SQLSTATE; "" when the connection broke before the server could answer."""
     detail = f"{doing}: {message} (SQLSTATE {sqlstate or 'none'})"
-    if not sqlstate or sqlstate.startswith(_AWAY_CLASSES):
+    if not sqlstate or sqlstate == INTERNAL or sqlstate.startswith(_AWAY_CLASSES):
         return Unavailable("CDC-PG-101", detail)
     if sqlstate == "42501":
         return SqlFailed("CDC-PG-104", detail, sqlstate)

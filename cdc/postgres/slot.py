@@ -15,7 +15,7 @@ from cdc.errors import CdcError, Unavailable
 from cdc.postgres import blockers, sql
 from cdc.postgres.facts import Table
 from cdc.postgres.position import Snapshot, lsn_int
-from cdc.postgres.session import IDLE_S, INTERNAL, Session, SqlFailed
+from cdc.postgres.session import IDLE_S, Session, SqlFailed
 from cdc.table import TableId
 
 NAME_BYTES = 63
@@ -190,8 +190,6 @@ def create(replication: Session, control: Session, name: str) -> int:
         if error.sqlstate == "55P03":
             detail = f"older transactions kept the slot {name} waiting for {SLOT_WAIT_S:.0f} s: "
             raise Unavailable("CDC-PG-122", detail + "; ".join(blockers.running(control))) from None
-        if error.sqlstate == INTERNAL:
-            raise Unavailable("CDC-PG-101", error.detail) from None
         if error.sqlstate == "53400":
             raise CdcError("CDC-PG-111", "no free replication slot on the server") from None
         raise

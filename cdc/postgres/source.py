@@ -279,7 +279,7 @@ class PostgresSource:
         wanted = [id_ for id_ in found if id_ not in refused]
         found = {id_: found[id_] for id_ in wanted}
         if not all(table.placed(id_ in self._insert_only) for id_, table in found.items()):
-            slot.publish(control, self._publications, list(found.values()), self._insert_only)
+            watch.publish(control, self._publications, list(found.values()), self._insert_only)
             found = facts.by_name(control, self._publications, wanted)
         everything, inserts = self._publications
         if younger := {inserts if id_ in self._insert_only else everything for id_ in wanted} - set(self._streamed):

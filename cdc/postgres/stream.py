@@ -16,7 +16,7 @@ from psycopg import pq
 from cdc.errors import CdcError, Unavailable
 from cdc.postgres import sql
 from cdc.postgres.position import lsn_text
-from cdc.postgres.session import IDLE_S, INTERNAL, Session, SqlFailed
+from cdc.postgres.session import IDLE_S, Session, SqlFailed
 
 _STATUS = struct.Struct(">cqqqqB")
 _KEEPALIVE = struct.Struct(">xqqB")
@@ -89,8 +89,6 @@ class Stream:
         except SqlFailed as error:
             if error.sqlstate in _STOPS:
                 raise CdcError(_STOPS[error.sqlstate], error.detail) from None
-            if error.sqlstate == INTERNAL:
-                raise Unavailable("CDC-PG-101", error.detail) from None
             raise
         raise Unavailable("CDC-PG-101", "the server ended the stream")
 

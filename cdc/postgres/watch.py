@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cdc.errors import CdcError
+from cdc.errors import CdcError, Unavailable
 from cdc.postgres import facts, preflight, slot, sql
 from cdc.postgres.facts import Table
 from cdc.postgres.pgoutput import Relation
 from cdc.postgres.preflight import Plan
 from cdc.postgres.relations import Relations
-from cdc.postgres.session import Session
+from cdc.postgres.session import Session, SqlFailed
 from cdc.postgres.slot import Publications
 from cdc.source import Filter, Finding
 from cdc.table import TableId, TableSchema
@@ -28,6 +28,7 @@ Json = Any
 OF_A_TABLE = frozenset(("CDC-PG-104", "CDC-PG-131", "CDC-PG-132", "CDC-PG-133", "CDC-PG-136"))
 
 
+_CHANGED_MEANWHILE = ("42P01", "3F000", "42704", "42710")  # no such table, schema or object; it is a member already
 LOOK_SHARE = 20  # a look at the catalog waits for so many times what the last one took
 
 
@@ -126,6 +127,16 @@ def publications(control: Session, names: Publications, streamed: Iterable[str])
     if existing.get(names.all) and slot.incomplete(control, names.all):
         kinds = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
         control.run(f"ALTER PUBLICATION {sql.ident(names.all)} SET ({kinds})", doing=f"mending publication {names.all}")
+
+
+def publish(control: Session, names: Publications, tables: Sequence[Table], insert_only: frozenset[TableId]) -> None:
+    """See `slot.publish`. Raises Unavailable where a table went, or was published by others, since it was looked at."""
+    try:
+        slot.publish(control, names, tables, insert_only)
+    except SqlFailed as error:
+        if error.sqlstate not in _CHANGED_MEANWHILE:
+            raise
+        raise Unavailable("CDC-PG-101", error.detail) from None
 
 
 def withdrawn(control: Session, names: Publications, found: Iterable[Table], why: Mapping[TableId, Finding]) -> None:

@@ -36,6 +36,7 @@ ROOTS = """SELECT c.relname, c.relkind = 'p', EXISTS (SELECT 1 FROM pg_index i W
            FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition"""
 ATTRIBUTES = """SELECT attname, format_type(atttypid, NULL), attgenerated <> '' FROM pg_attribute
                 WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"""
+PRIMARY_KEY = "SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'p'"
 LEAVES = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'public.p'::regclass"
 
 
@@ -160,7 +161,8 @@ class DdlWorkload:
                 return [f"{head} REPLICA IDENTITY {rng.choice(('FULL', 'DEFAULT')) if table in keyed else 'FULL'}"]
             case "key":
                 if table in keyed:
-                    return [f"{head} REPLICA IDENTITY FULL", f"{head} DROP CONSTRAINT IF EXISTS {table}_pkey"]
+                    cursor.execute(PRIMARY_KEY, (f"public.{table}",))
+                    return [f"{head} REPLICA IDENTITY FULL", f"{head} DROP CONSTRAINT {ident(cursor.fetchone()[0])}"]
                 return [
                     f"DELETE FROM {table} a USING {table} b WHERE a.id = b.id AND a.ctid > b.ctid",
                     f"{head} ADD PRIMARY KEY (id)",
@@ -222,6 +224,7 @@ KINDS = [
     ),
     *(
         "identity",
+        "key",
         "rename table",
         "exchange tables",
         "make again",

@@ -126,6 +126,8 @@ class FakeSink:
         for table in piece.finished:
             if table not in work.rows and table in self.target.missing:
                 continue
+            if table not in work.written:
+                self.world.fail(f"a load of {table} ends that has not begun")
             written = work.written.pop(table)
             work.finished[table] = work.generations[table]
             if table != KEYLESS and self.delete_unseen:
