@@ -18,13 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import kafka, pipeline
+from benchmarks import kafka, pipeline, scale
 from benchmarks.rig import Rig, Sides
 from cdc.demo.binaries import server_user
 from cdc.demo.postgres import base_folder
 from tests.servers import Missing
 
-CELLS = {**pipeline.CELLS, **kafka.CELLS}
+CELLS = {**pipeline.CELLS, **scale.CELLS, **kafka.CELLS}
 BUSY = 0.7
 
 

@@ -101,12 +101,12 @@ class Rig:
 
     @contextmanager
     def pipeline(
-        self, name: str, source: str, sinks: str | Mapping[str, str], log: Mapping[str, Any] | None = None
+        self, name: str, source: str, sinks: str | Mapping[str, str], log: Mapping[str, Any] | None = None, **more: Any
     ) -> Iterator[Pipeline]:
-        """`log` None is an embedded one."""
+        """`log` None is an embedded one; `more` are further keys of the pipeline file."""
         (folder := self.folder / name).mkdir()
         sinks = {"main": sinks} if isinstance(sinks, str) else sinks
-        pipeline = Pipeline(folder, name, source, sinks, **({"log": log} if log else {}))
+        pipeline = Pipeline(folder, name, source, sinks, **({"log": log} if log else {}), **more)
         try:
             yield pipeline
         finally:

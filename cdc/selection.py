@@ -30,6 +30,15 @@ class Pattern(NamedTuple):
             raise ValueError(f"{text!r} is not a table pattern: write schema.table, schema.* or !schema.prefix_*")
         return cls(text, bool(found["exclude"]), _part(found["schema"]), _part(found["name"]))
 
+    @property
+    def table(self) -> TableId | None:
+        """The one table that it names, None when it stands for any number of them."""
+        found = _PATTERN.match(self.text)
+        assert found is not None
+        if any("*" in part and not part.startswith('"') for part in (found["schema"], found["name"])):
+            return None
+        return TableId.parse(self.text.removeprefix("!"))
+
     def matches(self, table: TableId) -> bool:
         return bool(self.schema.fullmatch(table.schema) and self.name.fullmatch(table.name))
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from cdc.postgres import sql
+from cdc.postgres.facts_sql import tables
 from cdc.postgres.session import Session
 from cdc.table import TableId
 
@@ -220,78 +221,9 @@ def streamed(then: Json, sent: Sent) -> Json:
     return {**then, "stream": [list(column) for column in sent], "dropped": sorted(dropped - now)}
 
 
-_TABLES = """
-WITH published AS MATERIALIZED (
-    SELECT schemaname, tablename, array_agg(DISTINCT pubname) AS names, array_agg(DISTINCT column_name) AS columns,
-           bool_or(filtered) AS filtered, bool_or(pubname = ($1::text[])[1]) AS whole,
-           bool_or(pubname = ($1::text[])[2]) AS inserts
-    FROM (SELECT pubname, schemaname, tablename, {columns} AS column_name, {filtered} AS filtered
-          FROM pg_catalog.pg_publication_tables WHERE pubname = ANY ($1::text[])) AS p
-    GROUP BY schemaname, tablename)
-SELECT json_build_array(
-    c.oid::int8, n.nspname, c.relname, c.relkind, c.relreplident, c.relpersistence, pg_catalog.pg_relation_filenode(c.oid)::int8,
-    c.relrowsecurity AND pg_catalog.row_security_active(c.oid),
-    (SELECT json_agg(json_build_array(a.attnum, a.attname, a.atttypid::int8, a.atttypmod,
-                pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated, a.xmin::text, a.atthasmissing,
-                CASE WHEN a.atttypid >= 16384 THEN ({parts}) END)
-             ORDER BY a.attnum)
-     FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
-    (SELECT json_agg(a.attname ORDER BY k.place)
-     FROM pg_catalog.pg_index i, unnest(i.indkey) WITH ORDINALITY AS k (number, place), pg_catalog.pg_attribute a
-     WHERE i.indrelid = c.oid AND i.indisprimary AND i.indisvalid AND (i.indimmediate OR c.relreplident = 'f')
-         AND k.place <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.number),
-    (SELECT json_agg(a.attname ORDER BY k.place)
-     FROM pg_catalog.pg_index i, unnest(i.indkey) WITH ORDINALITY AS k (number, place), pg_catalog.pg_attribute a
-     WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid
-         AND k.place <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.number),
-    CASE WHEN c.relkind = 'p' THEN
-        (SELECT json_agg(json_build_array(t.relid::pg_catalog.oid::int8, pg_catalog.pg_relation_filenode(t.relid)::int8,
-                    (SELECT string_agg(h.inhparent::pg_catalog.oid || '.' || h.xmin, ' ' ORDER BY h.inhrelid::pg_catalog.oid)
-                     FROM pg_catalog.pg_partition_ancestors(t.relid) AS a JOIN pg_catalog.pg_inherits h ON h.inhrelid = a.relid))
-                 ORDER BY t.relid::pg_catalog.oid)
-         FROM pg_catalog.pg_partition_tree(c.oid) AS t WHERE t.isleaf AND t.relid <> c.oid) END,
-    (SELECT json_agg(json_build_array(b.oid::int8, b.xmin::text, coalesce(r.oid::int8, {by_schema}, 0)) ORDER BY b.oid)
-     FROM pg_catalog.pg_publication b
-     LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = b.oid AND r.prrelid = c.oid WHERE b.pubname = ANY (p.names)),
-    to_json(p.columns), coalesce(p.filtered, false), coalesce(p.whole, false), coalesce(p.inserts, false))
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN published p ON p.schemaname = n.nspname AND p.tablename = c.relname
-WHERE c.relkind IN ('r', 'p') AND {which}
-"""
-# What a type's values consist of, through domains, arrays, ranges and composites.
-_PARTS = """
-WITH RECURSIVE within (oid) AS (
-    SELECT a.atttypid
-    UNION
-    SELECT inner_type.oid FROM within w JOIN pg_catalog.pg_type t ON t.oid = w.oid CROSS JOIN LATERAL (
-        VALUES (t.typbasetype), (t.typelem)
-        UNION ALL SELECT g.rngsubtype FROM pg_catalog.pg_range g WHERE t.oid = g.rngtypid OR t.oid = g.rngmultitypid
-        UNION ALL SELECT m.atttypid FROM pg_catalog.pg_attribute m
-                  WHERE t.typtype = 'c' AND m.attrelid = t.typrelid AND m.attnum > 0 AND NOT m.attisdropped) AS inner_type (oid)
-    WHERE inner_type.oid >= 16384)
-SELECT json_object_agg(part.place, part.text) FROM (
-    SELECT 'enum ' || e.oid, e.enumlabel::text FROM within w JOIN pg_catalog.pg_enum e ON e.enumtypid = w.oid
-    UNION ALL
-    SELECT 'composite ' || w.oid, string_agg(m.attnum || ' ' || m.atttypid, ', ' ORDER BY m.attnum)
-    FROM within w JOIN pg_catalog.pg_type t ON t.oid = w.oid AND t.typtype = 'c'
-    JOIN pg_catalog.pg_attribute m ON m.attrelid = t.typrelid AND m.attnum > 0 AND NOT m.attisdropped GROUP BY w.oid
-) AS part (place, text)
-"""
-_BY_SCHEMA = """
-(SELECT s.oid::int8 FROM pg_catalog.pg_publication_namespace s WHERE s.pnpubid = b.oid AND s.pnnspid = c.relnamespace)
-"""
-
-
 def _select(session: Session, which: str, publications: Iterable[str], parameter: str) -> list[Table]:
     """`publications` are `slot.Publications`, in their order."""
-    lists = session.server_version >= 150000
-    text = _TABLES.format(
-        which=which,
-        columns="unnest(attnames)::text" if lists else "NULL::text",
-        filtered="rowfilter IS NOT NULL" if lists else "false",
-        by_schema=_BY_SCHEMA if lists else "NULL",
-        parts=_PARTS,
-    )
+    text = tables(which, session.server_version)
     rows = session.run(text, [sql.text_array(publications), parameter], doing="reading the catalog")
     return [_table(json.loads(row[0] or "")) for row in rows]
 
@@ -302,11 +234,6 @@ def _table(row: Json) -> Table:
     )
     links, published, filtered, whole, inserts = rest
     attributes = tuple(Attribute(*column) for column in columns or ())
-    names = None
-    if links:
-        # Before version 15 there are no column lists: all that is not generated.
-        listed = [item for item in published or () if item is not None]
-        names = frozenset(listed or (column.name for column in attributes if not column.generated))
     return Table(
         oid,
         TableId(schema, name),
@@ -319,7 +246,7 @@ def _table(row: Json) -> Table:
         tuple(primary or ()),
         tuple(index or ()),
         tuple((child[0], child[1], child[2]) for child in children or ()),
-        names,
+        frozenset(published or ()) if links else None,
         tuple((link[0], link[1], link[2]) for link in links or ()),
         filtered,
         whole,
@@ -327,7 +254,8 @@ def _table(row: Json) -> Table:
     )
 
 
-_MEANT = "NOT c.relispartition AND n.nspname <> ALL ($2::text[]) AND n.nspname !~ '^pg_'"
+_MEANT = """NOT c.relispartition AND n.nspname <> ALL ($2::text[]) AND n.nspname !~ '^pg_'
+AND EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)"""
 _NOT_MEANT = ("information_schema", "_cdc")
 
 

@@ -16,7 +16,7 @@ from cdc.postgres import blockers, facts, slot, sql
 from cdc.postgres.facts import Table
 from cdc.postgres.session import Session
 from cdc.postgres.slot import Publications
-from cdc.selection import TableFilter
+from cdc.selection import Pattern, TableFilter
 from cdc.source import Finding
 from cdc.table import TableId
 
@@ -118,7 +118,7 @@ def _tables(session: Session, plan: Plan) -> Iterator[Finding]:
     if not plan.tables:
         yield error("CDC-PG-137", "the selection matches no table")
     for pattern in plan.wanted.unmatched(table.id for table in plan.tables):
-        yield warning("CDC-PG-138", f"nothing matches {pattern}")
+        yield from _unmatched(session, pattern)
     role = session.run("SELECT current_user")[0][0] or ""
     readable = _readable(session, plan.tables)
     for table in plan.tables:
@@ -153,6 +153,28 @@ def _left_out(session: Session, plan: Plan) -> Iterator[Finding]:
         if plan.wanted.matches(table):
             remedy = f"Name it in `tables:` of the pipeline file: {json.dumps('!' + str(table))}"
             yield warning("CDC-PG-139", f"{table} is {kind} and is left out", str(table), remedy)
+
+
+def _unmatched(session: Session, pattern: str) -> Iterator[Finding]:
+    """What a pattern names that is no table to capture, or that it names nothing; `_left_out` names what is of another kind."""
+    table = Pattern.parse(pattern).table
+    rows = session.run(
+        """SELECT CASE WHEN c.relispartition THEN 'a partition' WHEN c.relkind = 'v' THEN 'a view'
+                       WHEN c.relkind = 'm' THEN 'a materialized view' WHEN c.relkind IN ('r', 'p') THEN 'a table without columns' END,
+                  c.relkind = 'f',
+                  (SELECT r.nspname || '.' || p.relname FROM pg_catalog.pg_class p
+                   JOIN pg_catalog.pg_namespace r ON r.oid = p.relnamespace
+                   WHERE c.relispartition AND p.oid = pg_catalog.pg_partition_root(c.oid))
+           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+           WHERE n.nspname = $1 AND c.relname = $2""",
+        list(table or ("", "")),
+    )
+    kind, foreign, root = rows[0] if rows else (None, "f", None)
+    if kind is not None:
+        remedy = f"Name {root} instead: its partitions come under its name." if root else None
+        yield warning("CDC-PG-139", f"{table} is {kind} and is left out", str(table), remedy)
+    elif foreign != "t":
+        yield warning("CDC-PG-138", f"nothing matches {pattern}")
 
 
 def identity(table: Table, insert_only: frozenset[TableId]) -> Iterator[Finding]:
