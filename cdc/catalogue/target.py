@@ -85,8 +85,8 @@ ENTRIES: dict[str, Entry] = {
     ),
     "CDC-TGT-121": Entry(
         "the source's change does not fit the target",
-        "The sink follows changes of the source's tables, and the target's table does not change so: something in the target depends on "
-        "the column, or the table was made by somebody else and lacks the source's new key.",
+        "The sink follows changes of the source's tables, and the target's table does not change so: something in the target depends "
+        "on the column, or the table was made by somebody else and lacks the source's new key.",
         "Change the target table by hand as the message says, or drop it and run `cdc reload` for the table.",
     ),
     "CDC-TGT-122": Entry(

@@ -36,7 +36,7 @@ INSERT INTO kinds VALUES (1, -2, 4, 9007199254740993, true, -1.25, 3.14159, 1.1,
     'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{"b" : 1,  "a": 1.50}', '{"b": [1]}', 'happy, very', 5, 9.5, '{a,b}', '{1,2}'),
     (2, 32767, -2147483648, -9223372036854775808, false, 999.99, -0.001, '-Infinity', 'NaN', '', '''"\\', '', '', '0044-03-15 BC',
     '23:59:59.999', '00:00', '1500-01-01', '0044-03-15 12:00 BC', '0044-03-15 12:00+00 BC', '00000000-0000-0000-0000-000000000000',
-    'null', '"x"', 'sad', 1, -99999.99, '{}', '{{1,NULL},{3,4}}');
+    'null', '"x"', 'sad', 1, -99999.99, '{}', '{1,NULL,4}');
 INSERT INTO kinds (id) VALUES (3);
 CREATE TABLE documents (id int PRIMARY KEY, n int, big text, doc jsonb);
 ALTER TABLE documents REPLICA IDENTITY FULL; ALTER TABLE documents ALTER big SET STORAGE EXTERNAL, ALTER doc SET STORAGE EXTERNAL;

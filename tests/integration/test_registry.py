@@ -118,7 +118,7 @@ def check_decoded(records: Records, client: SchemaRegistryClient, topic: str) ->
         "at": datetime(2026, 11, 23, 12, 30, 0, 500_000, UTC),
         "at_tz": "2026-11-23T10:30:00.000000Z",
         "doc": '{"a": 1}',
-        "tags": "{x,y}",
+        "tags": ["x", "y"],
         "Gr_u00f6_u00dfe_u0020_u0025s": 1.5,
     }
     assert values[0]["after"] == values[2]["after"] == whole

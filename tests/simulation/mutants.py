@@ -544,7 +544,7 @@ def new_epoch_is_served() -> Patches:
 def restructured_keeps_its_queue() -> Patches:
     """What is queued for a table waits until its new load begins."""
 
-    def restructured(load: Load, table: Any) -> None:
+    def restructured(load: Load, table: Any, *, gone: bool = False) -> None:
         load._forget(table)
         load.want([table])
 

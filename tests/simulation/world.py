@@ -292,7 +292,8 @@ class World:
         sink = FakeSink(self, target)
         sink.requests_collided = False
         try:
-            horizon, start = find(log, sink.wants, Number(max(0, last.number - self.rng.randrange(40))))
+            back = self.rng.randrange(self.rng.choice((40, last.number + 1)))
+            horizon, start = find(log, sink.wants, Number(max(0, last.number - back)))
         except CdcError as error:
             if error.code not in ("CDC-RPL-103", "CDC-RPL-104", "CDC-LOG-108"):
                 raise
