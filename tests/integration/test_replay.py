@@ -491,6 +491,22 @@ def test_what_was_abandoned_is_not_before_any_place(place: Place) -> None:
     assert place.rows("a", "id") == [(1,), (2,), (5,), (6,)]
 
 
+def test_a_load_that_was_abandoned_has_not_begun(place: Place) -> None:
+    """B4: neither the beginning nor the end of a load that stood between the last cut and a new epoch counts."""
+    w = place.written
+    w.load("public.a", 1, 1)
+    w.load("public.b", 1, 1)
+    cut = w.write(w.table("public.a").c(id=2, v="2"))
+    w.write(begun={"public.a": 2}, cut=False)
+    w.write(begun={"public.b": 2}, finished=("public.a",), cut=False)
+    again = w.write(w.table("public.a").c(id=3, v="3"), continues=cut.mark)
+    begins = find(w.log, everything, Number(again.number))[1].begins
+    assert begins == {TableId("public", "a"): 0, TableId("public", "b"): 2}
+    place.live()
+    place.replay(Number(again.number), "past")
+    assert place.rows("past.a") == [(1, "1"), (2, "2"), (3, "3")]
+
+
 def test_a_place_inside_a_load_is_refused_by_name(place: Place) -> None:
     w = place.written
     w.load("public.a", 1, 1)

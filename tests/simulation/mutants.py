@@ -433,15 +433,6 @@ def replay_outside_of_loads() -> Patches:
 
 
 @mutant
-def replay_along_the_path() -> Patches:
-    """B4: a load that an abandoned checkpoint began or finished has not."""
-    return [
-        off(horizon._Path, "meet", lambda *_: None),
-        often(**{"fail over": 0.02, "new epoch": 0.02}, rekeys=0, remakes=0),
-    ]
-
-
-@mutant
 def begun_first() -> Patches:
     """C3: what came before a load's beginning is not written by it."""
 
