@@ -579,33 +579,3 @@ def new_epoch_begins_after_a_mark() -> Patches:
     real, real_resume = Load.new_epoch, capture.resume
     often_cut = often(**{"new epoch": 0.004}, silents=0.3, busy=4)
     return [off(Load, "new_epoch", new_epoch), off(capture, "resume", resume), often_cut]
-
-
-@mutant
-def nothing_is_read_of_what_left() -> Patches:
-    """A key of a table that is not captured is not read again: its later events would be missing."""
-
-    def take(load: Load, signals: Any) -> None:
-        left, load.left = load.left, Sieve(load.left)
-        try:
-            real(load, signals)
-        finally:
-            load.left = left
-
-    class Sieve(set[Any]):
-        def __contains__(self, table: object) -> bool:
-            return False
-
-    real = Load.take
-    return [off(Load, "take", take), often(select=0.01, request=0.05, reloads=0)]
-
-
-def killed_by(name: str, seeds: range, steps: int = 40) -> tuple[int, str] | None:
-    """The first seed that notices the missing rule, and how."""
-    with without(name):
-        for seed in seeds:
-            try:
-                World(seed, steps).run()
-            except (Violation, CdcError) as error:
-                return seed, f"{type(error).__name__}: {error}"
-    return None

@@ -6,7 +6,7 @@ import pytest
 
 from cdc.avro import frame
 from cdc.load import Load
-from cdc.log import TableState
+from cdc.log import Signal, TableState
 from cdc.records import Records
 from cdc.source import Move, Run
 from cdc.table import TableId
@@ -39,3 +39,14 @@ def test_other_keys_and_other_tables_are_not_meant() -> None:
     load.saw(Run({TABLE: records}, {}, 2, moves=[Move(TABLE, key(b"\x02", 8), key(b"\x04", 8), 1)]))
     assert len(records) == 2
     assert not load.queue
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_nothing_is_read_of_a_table_that_left(left: bool) -> None:
+    """A key of a table that is not captured is not read again: its later events would be missing. The request is served by that."""
+    load = Load(None, {TABLE: TableState(1, False, {"keyless": False})})
+    if left:
+        load.left.add(TABLE)
+    load.take([Signal(1, "reread", {"table": list(TABLE), "keys": [key(b"\x02", 7).hex()]})])
+    assert list(load.queue) == ([] if left else [(TABLE, key(b"\x02", 7))])
+    assert load.signals == 1
