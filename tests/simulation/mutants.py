@@ -579,3 +579,14 @@ def new_epoch_begins_after_a_mark() -> Patches:
     real, real_resume = Load.new_epoch, capture.resume
     often_cut = often(**{"new epoch": 0.004}, silents=0.3, busy=4)
     return [off(Load, "new_epoch", new_epoch), off(capture, "resume", resume), often_cut]
+
+
+def killed_by(name: str, seeds: range, steps: int = 40) -> tuple[int, str] | None:
+    """The first seed that notices the missing rule, and how."""
+    with without(name):
+        for seed in seeds:
+            try:
+                World(seed, steps).run()
+            except (Violation, CdcError) as error:
+                return seed, f"{type(error).__name__}: {error}"
+    return None
